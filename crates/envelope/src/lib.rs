@@ -1,0 +1,1 @@
+//! The keyfold ciphertext format.

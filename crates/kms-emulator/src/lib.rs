@@ -1,0 +1,1 @@
+//! An AWS KMS of real semantics for tests.

@@ -1,0 +1,2 @@
+//! The emulator program.
+fn main() {}

@@ -1,0 +1,169 @@
+//! The time, as an argument: the system's in production, a hand-moved one in tests.
+//!
+//! Nothing else in keyfold asks the time (`clippy.toml` bans the calls). Wall-clock time ([`Timestamp`]) is for
+//! what is stored and shown; monotonic time ([`Clock::monotonic`]) is for ages in memory, so that a clock set
+//! back cannot keep a plaintext data key alive.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+/// A point in wall-clock time: milliseconds since 1970-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// From milliseconds since the Unix epoch.
+    pub const fn from_unix_ms(ms: i64) -> Self {
+        Self(ms)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub const fn unix_ms(self) -> i64 {
+        self.0
+    }
+
+    /// This time moved forward; saturates at the end of time.
+    pub fn plus(self, by: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// How long ago `earlier` was; zero where it is later than this time.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// Parses RFC 3339 text, such as `2026-11-23T12:00:00Z`.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let parsed =
+            time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+        i64::try_from(parsed.unix_timestamp_nanos() / 1_000_000).ok().map(Self)
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nanos = i128::from(self.0) * 1_000_000;
+        let formatted = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
+            .ok()
+            .and_then(|at| at.format(&time::format_description::well_known::Rfc3339).ok());
+        match formatted {
+            Some(text) => f.write_str(&text),
+            None => write!(f, "{} ms after 1970", self.0),
+        }
+    }
+}
+
+/// Where the time comes from. Cloning is cheap, and clones tell the same time.
+#[derive(Clone)]
+pub struct Clock(Source);
+
+#[derive(Clone)]
+enum Source {
+    System { started: Instant },
+    Manual(Arc<Manual>),
+}
+
+struct Manual {
+    start: Timestamp,
+    elapsed_ms: AtomicU64,
+    moved: watch::Sender<u64>,
+}
+
+impl Clock {
+    /// The machine's clock.
+    #[expect(clippy::disallowed_methods, reason = "the one place that asks the time")]
+    pub fn system() -> Self {
+        Self(Source::System { started: Instant::now() })
+    }
+
+    /// A clock that stands still until [`Clock::advance`] moves it.
+    pub fn manual(start: Timestamp) -> Self {
+        let (moved, _) = watch::channel(0);
+        Self(Source::Manual(Arc::new(Manual { start, elapsed_ms: AtomicU64::new(0), moved })))
+    }
+
+    /// The wall-clock time now.
+    #[expect(clippy::disallowed_methods, reason = "the one place that asks the time")]
+    pub fn now(&self) -> Timestamp {
+        match &self.0 {
+            Source::System { .. } => {
+                // A clock before 1970 is read as 1970: ages are then too large, which only retires keys early.
+                let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                Timestamp(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+            }
+            Source::Manual(manual) => {
+                manual.start.plus(Duration::from_millis(manual.elapsed_ms.load(Ordering::SeqCst)))
+            }
+        }
+    }
+
+    /// Time since this clock was made; never goes back.
+    pub fn monotonic(&self) -> Duration {
+        match &self.0 {
+            Source::System { started } => started.elapsed(),
+            Source::Manual(manual) => Duration::from_millis(manual.elapsed_ms.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// Moves a manual clock forward and wakes whoever sleeps on it. The system's clock cannot be moved: there it
+    /// does nothing.
+    pub fn advance(&self, by: Duration) {
+        if let Source::Manual(manual) = &self.0 {
+            let by_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+            let elapsed = manual.elapsed_ms.fetch_add(by_ms, Ordering::SeqCst) + by_ms;
+            manual.moved.send_replace(elapsed);
+        }
+    }
+
+    /// Waits for `duration` of this clock's time.
+    pub async fn sleep(&self, duration: Duration) {
+        match &self.0 {
+            Source::System { .. } => tokio::time::sleep(duration).await,
+            Source::Manual(manual) => {
+                let mut moved = manual.moved.subscribe();
+                let until = self.monotonic().saturating_add(duration);
+                while self.monotonic() < until {
+                    if moved.changed().await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_reads_as_rfc_3339_and_back() {
+        let at = Timestamp::from_unix_ms(1_764_000_000_123);
+        assert_eq!(at.to_string(), "2025-11-24T16:00:00.123Z");
+        assert_eq!(Timestamp::parse_rfc3339(&at.to_string()), Some(at));
+        assert_eq!(Timestamp::parse_rfc3339("tomorrow"), None);
+    }
+
+    #[tokio::test]
+    async fn a_sleeper_on_a_manual_clock_wakes_when_its_time_has_come_and_not_before() {
+        let clock = Clock::manual(Timestamp::from_unix_ms(0));
+        let mut sleeper = tokio_test_task(clock.clone());
+        clock.advance(Duration::from_secs(9));
+        tokio::task::yield_now().await;
+        assert!(!sleeper.is_finished());
+        clock.advance(Duration::from_secs(1));
+        (&mut sleeper).await.unwrap();
+        assert_eq!(clock.now(), Timestamp::from_unix_ms(10_000));
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "joined by the test")]
+    fn tokio_test_task(clock: Clock) -> tokio::task::JoinHandle<()> {
+        let sleep = async move { clock.sleep(Duration::from_secs(10)).await };
+        tokio::spawn(sleep)
+    }
+}

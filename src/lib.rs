@@ -1,5 +1,7 @@
 //! keyfold.
 pub mod clock;
+pub mod tenant;
 pub mod kms;
 pub mod store;
-pub mod tenant;
+pub mod access;
+pub mod pool;

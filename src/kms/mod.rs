@@ -5,6 +5,8 @@
 //! could not be asked ([`KmsError::Outage`]), it said no ([`KmsError::Denied`]), or what it was given is not what
 //! it once made ([`KmsError::Damaged`]).
 
+pub mod ring;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

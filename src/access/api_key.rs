@@ -89,7 +89,10 @@ impl Pepper {
     }
 }
 
-#[expect(clippy::expect_used, reason = "without the system's randomness no key can be made, and nothing may go on")]
+#[expect(
+    clippy::expect_used,
+    reason = "without the system's randomness no key can be made, and nothing may go on"
+)]
 fn fill_random(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the operating system gives randomness");
 }
@@ -214,7 +217,13 @@ mod tests {
 
     #[test]
     fn a_new_keys_token_parses_to_its_id_and_hashes_to_its_record() {
-        let new = pepper().new_api_key("ci", vec![], vec![Verb::Encrypt, Verb::Encrypt], None, Timestamp::default());
+        let new = pepper().new_api_key(
+            "ci",
+            vec![],
+            vec![Verb::Encrypt, Verb::Encrypt],
+            None,
+            Timestamp::default(),
+        );
         assert_eq!(new.token.len(), TOKEN_BYTES_MAX);
         let token = Token::parse(&new.token).unwrap();
         assert_eq!(token.id, new.record.id);
@@ -241,7 +250,12 @@ mod tests {
         for at in 0..good.len() {
             assert!(Token::parse(&good[..at]).is_none(), "cut at {at}");
         }
-        for bad in [format!("{}a", *good), good.replace("kf_", "KF_"), format!(" {}", *good), good.replacen("kf_", "kf_é", 1)] {
+        for bad in [
+            format!("{}a", *good),
+            good.replace("kf_", "KF_"),
+            format!(" {}", *good),
+            good.replacen("kf_", "kf_é", 1),
+        ] {
             assert!(Token::parse(&bad).is_none(), "{bad}");
         }
     }

@@ -75,7 +75,9 @@ impl Principal {
             return Err(Forbidden::Verb(V::VERB));
         }
         let tenant = match (named, self.tenants.as_slice()) {
-            (Some(named), held) => held.iter().find(|tenant| tenant.as_str() == named).ok_or(Forbidden::Tenant)?,
+            (Some(named), held) => {
+                held.iter().find(|tenant| tenant.as_str() == named).ok_or(Forbidden::Tenant)?
+            }
             (None, [only]) => only,
             (None, []) => return Err(Forbidden::NoTenant),
             (None, _) => return Err(Forbidden::TenantNotNamed),
@@ -110,7 +112,11 @@ impl Principal {
         if verbs.contains(&Verb::Operate) {
             return Err(Forbidden::Verb(Verb::Operate));
         }
-        if tenants.iter().all(|tenant| self.tenants.contains(tenant)) { Ok(()) } else { Err(Forbidden::Tenant) }
+        if tenants.iter().all(|tenant| self.tenants.contains(tenant)) {
+            Ok(())
+        } else {
+            Err(Forbidden::Tenant)
+        }
     }
 }
 

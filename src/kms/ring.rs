@@ -112,7 +112,9 @@ impl UnwrapFailure {
 
 /// A replica of a KEK that has said no is not asked: it would be a way round its owner's decision.
 fn denied_already(failures: &[KmsError], kek: &KekId) -> bool {
-    failures.iter().any(|failure| matches!(failure, KmsError::Denied { .. }) && failure.kek().same_material(kek))
+    failures
+        .iter()
+        .any(|failure| matches!(failure, KmsError::Denied { .. }) && failure.kek().same_material(kek))
 }
 
 fn worst(failures: Vec<KmsError>, ring: &KekRing) -> KmsError {

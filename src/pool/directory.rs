@@ -22,7 +22,8 @@ pub(super) struct Directory {
 
 impl Directory {
     pub(super) fn new(store: Arc<dyn Store>, watch: Arc<ChangeWatch>, clock: Clock) -> Self {
-        let (tenants, keys) = (moka::sync::Cache::new(REMEMBERED_MAX), moka::sync::Cache::new(REMEMBERED_MAX));
+        let (tenants, keys) =
+            (moka::sync::Cache::new(REMEMBERED_MAX), moka::sync::Cache::new(REMEMBERED_MAX));
         Self { store, watch, clock, tenants, keys }
     }
 

@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use envelope::{DataKey, DataKeyId, EncryptionContext, WrappedDataKey, WrappedKeys};
 
+use super::PoolError;
 use super::cache::Cache;
 use super::directory::Directory;
 use super::live::{Facts, Lifetimes, LiveDek};
 use super::usage::Counts;
-use super::PoolError;
 use crate::clock::{Clock, Timestamp};
 use crate::kms::{self, Kms, KmsError, Urgency, ring};
 use crate::store::watch::ChangeWatch;
 use crate::store::{
-    Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoredDek, TenantRecord, WrappedRecord,
+    Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoredDek, TenantRecord,
+    WrappedRecord,
 };
 use crate::tenant::{Kek, KekId, KeyName, TenantId};
 
@@ -69,7 +70,13 @@ impl Fetch {
                 let stored = self.store.dek(wanted.id).await?;
                 // Another tenant's data key is as unknown as one that does not exist.
                 let stored = stored.filter(|stored| stored.dek.scope.tenant == wanted.tenant);
-                self.open_stored(&tenant, stored.ok_or(PoolError::UnknownDek)?, seen_mark, Urgency::Foreground).await
+                self.open_stored(
+                    &tenant,
+                    stored.ok_or(PoolError::UnknownDek)?,
+                    seen_mark,
+                    Urgency::Foreground,
+                )
+                .await
             }
             Some(section) => self.open_brought(&tenant, wanted.id, section, seen_mark).await,
         }
@@ -163,7 +170,9 @@ impl Fetch {
                 self.received(&live, new.key, new.by);
                 Ok(live)
             }
-            Activation::Taken(theirs) => self.open_stored(tenant, *theirs, seen_mark, Urgency::Foreground).await,
+            Activation::Taken(theirs) => {
+                self.open_stored(tenant, *theirs, seen_mark, Urgency::Foreground).await
+            }
         }
     }
 
@@ -182,7 +191,9 @@ impl Fetch {
                 self.received(&live, new.key, new.by);
                 Ok(live)
             }
-            Activation::Taken(theirs) => self.open_stored(&tenant, *theirs, seen_mark, Urgency::Background).await,
+            Activation::Taken(theirs) => {
+                self.open_stored(&tenant, *theirs, seen_mark, Urgency::Background).await
+            }
         }
     }
 
@@ -196,9 +207,10 @@ impl Fetch {
         let now = self.clock.now();
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
-        let generated = ring::generate(&*self.kms, &tenant.ring, &context, urgency).await.inspect_err(|failure| {
-            self.heed(std::slice::from_ref(failure));
-        })?;
+        let generated =
+            ring::generate(&*self.kms, &tenant.ring, &context, urgency).await.inspect_err(|failure| {
+                self.heed(std::slice::from_ref(failure));
+            })?;
         self.heed(&generated.missing);
         for missing in &generated.missing {
             tracing::warn!(tenant = %tenant.id, dek = %id, error = %missing, "a new data key lacks a wrapped form");
@@ -209,7 +221,8 @@ impl Fetch {
             material: form.material,
             wrapped_at: now,
         });
-        let stored = StoredDek { dek: DekRecord::new(id, scope.clone(), state, now), wrapped: wrapped.collect() };
+        let stored =
+            StoredDek { dek: DekRecord::new(id, scope.clone(), state, now), wrapped: wrapped.collect() };
         Ok(Made { stored, key: DataKey::new(id, generated.plaintext), by: generated.by })
     }
 
@@ -314,7 +327,9 @@ impl Fetch {
             Err(failure) => {
                 self.heed(&failure.failures);
                 match failure.deciding() {
-                    Some(KmsError::Outage { .. }) if live.outlast(self.clock.monotonic(), self.lifetimes) => Ok(()),
+                    Some(KmsError::Outage { .. }) if live.outlast(self.clock.monotonic(), self.lifetimes) => {
+                        Ok(())
+                    }
                     Some(outage @ KmsError::Outage { .. }) => Err(outage.into()),
                     Some(refused) => {
                         live.wipe();
@@ -340,7 +355,12 @@ impl Fetch {
         self.cache.keep(Arc::clone(live));
     }
 
-    fn live(&self, stored: &StoredDek, policy: &KeyPolicy, seen_mark: u64) -> Result<Arc<LiveDek>, PoolError> {
+    fn live(
+        &self,
+        stored: &StoredDek,
+        policy: &KeyPolicy,
+        seen_mark: u64,
+    ) -> Result<Arc<LiveDek>, PoolError> {
         let dek = &stored.dek;
         let context = kms_context(&dek.scope, dek.id)?.canonical();
         let counts = Counts::from_registry(dek.messages, dek.bytes);
@@ -359,7 +379,14 @@ impl Fetch {
         let section = WrappedKeys::new(&context, &forms)
             .map_err(|_| PoolError::Internal("the registry's wrapped forms do not fit into an envelope"))?;
         let retires_at = self.retires_at(&stored.dek, policy);
-        Ok(Facts { state: stored.dek.state, policy: *policy, section, retires_at, seen_mark, registered: true })
+        Ok(Facts {
+            state: stored.dek.state,
+            policy: *policy,
+            section,
+            retires_at,
+            seen_mark,
+            registered: true,
+        })
     }
 
     fn retires_at(&self, dek: &DekRecord, policy: &KeyPolicy) -> Duration {
@@ -388,7 +415,8 @@ fn kms_context(scope: &DekScope, id: DataKeyId) -> Result<EncryptionContext, Poo
 /// A UUIDv7: 48 bits of time, 74 random bits.
 fn new_dek_id(now: Timestamp) -> Result<DataKeyId, PoolError> {
     let mut random = [0; 10];
-    getrandom::fill(&mut random).map_err(|_| PoolError::Internal("the operating system gives no randomness"))?;
+    getrandom::fill(&mut random)
+        .map_err(|_| PoolError::Internal("the operating system gives no randomness"))?;
     let unix_ms = u64::try_from(now.unix_ms()).unwrap_or(0);
     let id = uuid::Builder::from_unix_timestamp_millis(unix_ms, &random).into_uuid();
     Ok(DataKeyId::from_bytes(id.into_bytes()))

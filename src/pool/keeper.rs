@@ -83,7 +83,8 @@ impl DekPool {
         let age_max = Duration::from_secs(facts.policy.dek_age_secs_max);
         let ahead = age_max * (100 - AHEAD_PERCENT) / 100;
         facts.state == DekState::Active
-            && (now + ahead >= facts.retires_at || live.counts.reached(u64::from(AHEAD_PERCENT), &facts.policy))
+            && (now + ahead >= facts.retires_at
+                || live.counts.reached(u64::from(AHEAD_PERCENT), &facts.policy))
             && live.used_at() + self.idle > now
             && now >= Duration::from_millis(live.prepared_ms.load(Ordering::Relaxed)) + RETRY_AFTER
     }
@@ -127,7 +128,9 @@ impl DekPool {
             .map(|live| (live, false))
             .chain(departed.into_iter().map(|live| (live, true)))
             .filter(|(live, _)| live.facts().registered)
-            .filter_map(|(live, departed)| live.counts.take_unflushed().map(|counts| (live, departed, counts)))
+            .filter_map(|(live, departed)| {
+                live.counts.take_unflushed().map(|counts| (live, departed, counts))
+            })
             .collect();
         if counted.is_empty() {
             return;

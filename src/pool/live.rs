@@ -174,10 +174,6 @@ impl LiveDek {
     pub(super) fn learn(&self, facts: Facts) {
         self.facts.store(Arc::new(facts));
     }
-
-    pub(super) fn mark(&self) -> &Mark {
-        &self.mark
-    }
 }
 
 fn unknown_kek() -> KekId {

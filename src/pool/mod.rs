@@ -100,6 +100,9 @@ pub enum PoolError {
     /// The envelope's wrapped-key section does not agree with its tenant, key, data key or KEKs.
     #[error("the envelope's wrapped-key section is not believed: {0}")]
     Disbelieved(&'static str),
+    /// What was fetched was used up, changed or crowded out before it could be used, several times over.
+    #[error("the data key was used up, changed or crowded out while it was handed over")]
+    Busy,
     /// A fault of keyfold's own.
     #[error("{0}")]
     Internal(&'static str),
@@ -221,14 +224,16 @@ impl DekPool {
                 return Ok(sealing);
             }
         }
-        Err(PoolError::Internal("a new data key was used up before this message could be sealed"))
+        Err(PoolError::Busy)
     }
 
     /// Whether an earlier answer would do for this message.
     fn serves(&self, live: &Arc<LiveDek>, bytes: u64) -> bool {
         let now = self.fetch.clock.monotonic();
         live.usable(now).is_some_and(|(_, facts)| {
-            facts.state == DekState::Active && now < facts.retires_at && live.counts.has_room(bytes, &facts.policy)
+            facts.state == DekState::Active
+                && now < facts.retires_at
+                && live.counts.has_room(bytes, &facts.policy)
         })
     }
 
@@ -240,7 +245,10 @@ impl DekPool {
             return None;
         }
         let (key, facts) = live.usable(now)?;
-        if facts.state != DekState::Active || now >= facts.retires_at || !live.counts.admit(bytes, &facts.policy) {
+        if facts.state != DekState::Active
+            || now >= facts.retires_at
+            || !live.counts.admit(bytes, &facts.policy)
+        {
             return None;
         }
         live.counts.sealed(fetch.clock.now());
@@ -260,21 +268,33 @@ impl DekPool {
         Ok(opening.1)
     }
 
-    async fn cold_opening(&self, tenant: &TenantId, head: &Head) -> Result<(Arc<LiveDek>, Opening), PoolError> {
-        let wanted = Wanted::registered(tenant, head.dek_id());
-        let found = match self.open(wanted).await {
+    async fn cold_opening(
+        &self,
+        tenant: &TenantId,
+        head: &Head,
+    ) -> Result<(Arc<LiveDek>, Opening), PoolError> {
+        // More than once: a change of the registry, or a crowded cache, can take back what was just fetched.
+        for _ in 0..3 {
+            let live = self.fetch_for(tenant, head).await?;
+            if let Some((key, facts)) = live.usable(self.fetch.clock.monotonic()) {
+                let opening = opening(&live, key, &facts)?;
+                return Ok((live, opening));
+            }
+        }
+        Err(PoolError::Busy)
+    }
+
+    async fn fetch_for(&self, tenant: &TenantId, head: &Head) -> Result<Arc<LiveDek>, PoolError> {
+        match self.open(Wanted::registered(tenant, head.dek_id())).await {
             // Not in the registry, or the registry is down: what the envelope brings may do, as far as it is
             // believed.
-            Err(PoolError::UnknownDek | PoolError::Store(StoreError::Unavailable(_))) if !head.wrapped().is_compact() => {
+            Err(PoolError::UnknownDek | PoolError::Store(StoreError::Unavailable(_)))
+                if !head.wrapped().is_compact() =>
+            {
                 self.open(Wanted::brought(tenant, head.dek_id(), head.wrapped())).await
             }
             other => other,
-        };
-        let live = found?;
-        let now = self.fetch.clock.monotonic();
-        let (key, facts) = live.usable(now).ok_or(PoolError::Internal("a data key was dropped while it was handed over"))?;
-        let opening = opening(&live, key, &facts)?;
-        Ok((live, opening))
+        }
     }
 
     async fn open(&self, wanted: Wanted) -> Result<Arc<LiveDek>, PoolError> {

@@ -72,7 +72,8 @@ impl ChangeWatch {
     }
 
     fn extend(&self) {
-        self.good_until_ms.store(as_ms(self.clock.monotonic().saturating_add(self.stale_max)), Ordering::Release);
+        self.good_until_ms
+            .store(as_ms(self.clock.monotonic().saturating_add(self.stale_max)), Ordering::Release);
     }
 }
 

@@ -45,13 +45,14 @@ pub struct Role {
     pub(crate) arn: String,
     pub(crate) external_id: Option<String>,
     pub(crate) trusted: Vec<String>,
+    pub(crate) web_identity: Option<String>,
     pub(crate) policy: Option<String>,
 }
 
 impl Role {
     /// A role by ARN, such as `arn:aws:iam::444455556666:role/keyfold`, that anybody may assume.
     pub fn new(arn: impl Into<String>) -> Self {
-        Self { arn: arn.into(), external_id: None, trusted: Vec::new(), policy: None }
+        Self { arn: arn.into(), external_id: None, trusted: Vec::new(), web_identity: None, policy: None }
     }
 
     /// Only callers that give this external id may assume the role.
@@ -64,6 +65,13 @@ impl Role {
     /// called several times.
     pub fn trust(mut self, principal: impl Into<String>) -> Self {
         self.trusted.push(principal.into());
+        self
+    }
+
+    /// Whoever has this web identity token may assume the role (AssumeRoleWithWebIdentity). The token is
+    /// compared and not verified.
+    pub fn web_identity(mut self, token: impl Into<String>) -> Self {
+        self.web_identity = Some(token.into());
         self
     }
 
@@ -114,9 +122,24 @@ struct Known {
 #[derive(Clone, Debug)]
 pub(crate) struct KnownRole {
     pub(crate) account: String,
-    pub(crate) external_id: Option<String>,
-    pub(crate) trusted: Vec<String>,
+    external_id: Option<String>,
+    trusted: Vec<String>,
+    web_identity: Option<String>,
     policy: Option<Arc<Policy>>,
+}
+
+impl KnownRole {
+    /// May the caller assume the role, with the external id that he gave?
+    pub(crate) fn trusts(&self, caller: &Caller, external_id: Option<&str>) -> bool {
+        let is_caller = |who: &String| *who == caller.account || caller.names.contains(who);
+        let is_trusted = self.trusted.is_empty() || self.trusted.iter().any(is_caller);
+        is_trusted && (self.external_id.is_none() || self.external_id.as_deref() == external_id)
+    }
+
+    /// May whoever holds this web identity token assume the role?
+    pub(crate) fn trusts_token(&self, token: Option<&str>) -> bool {
+        self.web_identity.is_some() && self.web_identity.as_deref() == token
+    }
 }
 
 #[derive(Debug)]
@@ -153,8 +176,8 @@ impl Directory {
     pub(crate) fn add_role(&mut self, role: Role) -> Result<(), KmsError> {
         let account = account_in(&role.arn)?;
         let policy = parse(role.policy.as_deref())?;
-        let Role { arn, external_id, trusted, .. } = role;
-        self.roles.insert(arn, KnownRole { account, external_id, trusted, policy });
+        let Role { arn, external_id, trusted, web_identity, .. } = role;
+        self.roles.insert(arn, KnownRole { account, external_id, trusted, web_identity, policy });
         Ok(())
     }
 

@@ -30,21 +30,16 @@ pub(super) fn router() -> Router<Arc<Shared>> {
         .route("/data-keys", get(list_data_keys))
 }
 
+/// A misspelt part of the scope must not turn into a fault that hits everything.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NewFault {
-    #[serde(flatten)]
-    scope: NewScope,
-    fault: Fault,
-    times: Option<u64>,
-}
-
-/// Beside `fault` and `times` in one object, where unknown names cannot be refused by `FaultScope` itself.
-#[derive(Debug, Deserialize)]
-struct NewScope {
     region: Option<String>,
     operation: Option<String>,
     account: Option<String>,
     key: Option<String>,
+    fault: Fault,
+    times: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,9 +67,9 @@ async fn list_faults(State(shared): App) -> Json<Value> {
 }
 
 async fn set_fault(State(shared): App, Json(new): Json<NewFault>) -> Json<Value> {
-    let NewScope { region, operation, account, key } = new.scope;
+    let NewFault { region, operation, account, key, fault, times } = new;
     let scope = FaultScope { region, operation, account, key };
-    let id = shared.faults.insert(scope, new.fault, new.times);
+    let id = shared.faults.insert(scope, fault, times);
     Json(json!({"id": id}))
 }
 

@@ -74,6 +74,14 @@ pub(super) async fn run<T>(
     }
 }
 
+/// Logs a call that was refused before it was known whose it is or what it wants.
+pub(super) fn refused(shared: &Shared, operation: &str, error: KmsError) -> KmsError {
+    let arrival = Arrival { operation: operation.to_owned(), ..Arrival::default() };
+    let number = shared.calls.begin(arrival, shared.engine.clock.now());
+    shared.calls.finish(number, outcome(Some(&error), false));
+    error
+}
+
 /// Waits as long as the fault has it: for ever in a black hole.
 async fn suffer(verdict: Verdict) -> Option<End> {
     if !verdict.delay.is_zero() {

@@ -25,13 +25,16 @@ pub(super) async fn serve(
     };
     let caller = match shared.engine.identify(headers, "kms") {
         Ok(caller) => caller,
-        Err(error) => return render(Err(error)),
+        Err(error) => return render(Err(faulty::refused(shared, operation, error))),
     };
     let body: Value = match body {
         [] => json!({}),
         body => match serde_json::from_slice(body) {
             Ok(body) => body,
-            Err(error) => return render(Err(KmsError::serialization(error.to_string()))),
+            Err(error) => {
+                let error = KmsError::serialization(error.to_string());
+                return render(Err(faulty::refused(shared, operation, error)));
+            }
         },
     };
     let arrival = shared.engine.arrival(&caller, operation, &body);

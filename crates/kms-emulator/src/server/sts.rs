@@ -1,4 +1,5 @@
-//! As much of STS as assuming a role takes: AssumeRole and GetCallerIdentity, in the query protocol.
+//! As much of STS as assuming a role takes: AssumeRole, AssumeRoleWithWebIdentity and GetCallerIdentity, in
+//! the query protocol.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,11 +13,13 @@ use uuid::Uuid;
 use super::wire::WireControl;
 use super::{Shared, faulty};
 use crate::calls::Arrival;
-use crate::directory::{Caller, new_access_key, session_arn};
+use crate::directory::{Caller, KnownRole, new_access_key, session_arn};
 use crate::engine::Session;
 use crate::error::KmsError;
 
 type Form = HashMap<String, String>;
+
+const WITH_WEB_IDENTITY: &str = "AssumeRoleWithWebIdentity";
 
 pub(super) fn is_form(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -26,26 +29,37 @@ pub(super) fn is_form(headers: &HeaderMap) -> bool {
 pub(super) async fn serve(shared: &Shared, wire: &WireControl, headers: &HeaderMap, body: &[u8]) -> Response {
     let form = parse_form(body);
     let operation = form.get("Action").cloned().unwrap_or_default();
+    // Who comes with a web identity has no credentials yet.
     let caller = match shared.engine.identify(headers, "sts") {
-        Ok(caller) => caller,
-        Err(error) => return render(&operation, Err(error)),
+        Ok(caller) => Some(caller),
+        Err(_) if operation == WITH_WEB_IDENTITY => None,
+        Err(error) => return render(&operation, Err(faulty::refused(shared, &operation, error))),
     };
-    let arrival = Arrival {
-        operation: operation.clone(),
-        region: caller.region.clone(),
-        account: caller.account.clone(),
-        principal: caller.principal.clone(),
-        ..Arrival::default()
-    };
-    let call = || match operation.as_str() {
-        "AssumeRole" => assume_role(shared, &caller, &form),
-        "GetCallerIdentity" => Ok(caller_identity(&caller)),
+    let mut arrival = Arrival { operation: operation.clone(), ..Arrival::default() };
+    if let Some(Caller { region, account, principal, .. }) = caller.clone() {
+        arrival = Arrival { region, account, principal, ..arrival };
+    }
+    let call = || match (operation.as_str(), &caller) {
+        ("AssumeRole", Some(caller)) => {
+            let external_id = form.get("ExternalId").map(String::as_str);
+            assume_role(shared, &form, &caller.principal, |role| role.trusts(caller, external_id))
+        }
+        (WITH_WEB_IDENTITY, _) => {
+            let token = form.get("WebIdentityToken").map(String::as_str);
+            assume_role(shared, &form, "anonymous", |role| role.trusts_token(token))
+        }
+        ("GetCallerIdentity", Some(caller)) => Ok(caller_identity(caller)),
         _ => Err(KmsError::unknown_operation()),
     };
     faulty::run(shared, wire, arrival, call, |result| render(&operation, result)).await
 }
 
-fn assume_role(shared: &Shared, caller: &Caller, form: &Form) -> Result<String, KmsError> {
+fn assume_role(
+    shared: &Shared,
+    form: &Form,
+    who: &str,
+    trusts: impl FnOnce(&KnownRole) -> bool,
+) -> Result<String, KmsError> {
     let required = |name: &str, parameter| form.get(name).ok_or_else(|| KmsError::missing(parameter));
     let arn = required("RoleArn", "roleArn")?;
     let name = required("RoleSessionName", "roleSessionName")?;
@@ -57,27 +71,19 @@ fn assume_role(shared: &Shared, caller: &Caller, form: &Form) -> Result<String, 
             return Err(KmsError::constraint("durationSeconds", "", constraint));
         }
     };
-    let now = shared.engine.clock.now();
+    let expires = shared.engine.clock.now().plus(Duration::from_secs(seconds));
     shared.engine.assume_role(|directory, state| {
-        let role = directory.role(arn).filter(|role| {
-            let trusts = |who: &String| *who == caller.account || caller.names.contains(who);
-            let is_trusted = role.trusted.is_empty() || role.trusted.iter().any(trusts);
-            let id_fits = role.external_id.is_none() || role.external_id.as_ref() == form.get("ExternalId");
-            is_trusted && id_fits
-        });
         // AWS does not tell a missing role, an untrusted caller and a wrong external id apart.
-        let Some(role) = role else {
-            let who = &caller.principal;
+        let role = directory.role(arn).filter(|role| trusts(role)).ok_or_else(|| {
             let message = format!("User: {who} is not authorized to perform: sts:AssumeRole on resource: {arn}");
-            return Err(KmsError::access_denied(message));
-        };
-        let (id, secret, token) = (random_uuid()?, random_uuid()?, random_uuid()?);
-        let access_key = new_access_key(id.as_bytes());
+            KmsError::access_denied(message)
+        })?;
+        let access_key = new_access_key(random_uuid()?.as_bytes());
         let session = Session {
-            token: token.simple().to_string(),
+            token: random_uuid()?.simple().to_string(),
             role_arn: arn.clone(),
             name: name.clone(),
-            expires: now.plus(Duration::from_secs(seconds)),
+            expires,
         };
         let answer = format!(
             "<AssumedRoleUser><AssumedRoleId>AROAEMULATOR:{name}</AssumedRoleId><Arn>{user}</Arn></AssumedRoleUser>\
@@ -85,7 +91,7 @@ fn assume_role(shared: &Shared, caller: &Caller, form: &Form) -> Result<String, 
              <SessionToken>{token}</SessionToken><Expiration>{expires}</Expiration></Credentials>",
             name = escape(name),
             user = escape(&session_arn(arn, &role.account, name)),
-            secret = secret.simple(),
+            secret = random_uuid()?.simple(),
             token = session.token,
             expires = session.expires.rfc3339(),
         );

@@ -98,14 +98,12 @@ async fn assume(
     access_key: &str,
     external_id: Option<&str>,
 ) -> Result<Credentials, impl std::fmt::Debug> {
-    let config = aws_config::SdkConfig::builder()
-        .behavior_version(aws_config::BehaviorVersion::latest())
+    let config = aws_config::defaults(aws_config::BehaviorVersion::latest())
         .region(Region::new(IRELAND))
         .endpoint_url(kms.url())
-        .credentials_provider(aws_sdk_kms::config::SharedCredentialsProvider::new(Credentials::new(
-            access_key, "secret", None, None, "test",
-        )))
-        .build();
+        .credentials_provider(Credentials::new(access_key, "secret", None, None, "test"))
+        .load()
+        .await;
     let mut role = AssumeRoleProvider::builder(ROLE).session_name("it").region(Region::new(IRELAND));
     if let Some(id) = external_id {
         role = role.external_id(id);

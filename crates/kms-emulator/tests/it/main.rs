@@ -1,5 +1,7 @@
 //! The emulator over HTTP, driven by AWS's own SDK for Rust and by boto3.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where it is surprised")]
+
 mod accounts;
 mod aliases;
 mod boto3;

@@ -45,8 +45,8 @@ async fn a_policy_allows_principals_and_actions() {
     assert!(
         alice.generate_data_key_without_plaintext().key_id(&key).number_of_bytes(32).send().await.is_ok()
     );
-    let blob = sealed.ciphertext_blob.unwrap();
-    let (name, message) = refused(alice.decrypt().ciphertext_blob(blob).key_id(&key).send().await);
+    let opened = alice.decrypt().ciphertext_blob(sealed.ciphertext_blob.unwrap()).key_id(&key).send().await;
+    let (name, message) = refused(opened);
     assert_eq!(name, "AccessDeniedException");
     assert_eq!(
         message,

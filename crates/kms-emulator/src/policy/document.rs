@@ -244,6 +244,7 @@ fn patterns(object: &Map<String, Value>, name: &str, not: &str) -> Result<Option
 /// One string, or a list of them.
 pub(super) fn strings(value: &Value) -> Result<Vec<String>, String> {
     let one = |value: &Value| match value {
+        Value::String(text) if text.contains("${") => Err("policy variables are not supported".to_owned()),
         Value::String(text) => Ok(text.clone()),
         Value::Bool(_) | Value::Number(_) => Ok(value.to_string()),
         _ => Err("a value that is no string".to_owned()),

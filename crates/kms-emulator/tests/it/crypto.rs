@@ -59,25 +59,25 @@ async fn another_context_is_an_invalid_ciphertext() {
         .generate_data_key()
         .key_id(&key)
         .key_spec(DataKeySpec::Aes256)
-        .set_encryption_context(under.clone())
+        .set_encryption_context(Some(under.clone()))
         .send()
         .await
         .unwrap();
     let open = async |context| {
         client.decrypt().ciphertext_blob(blob_of(&made)).set_encryption_context(context).send().await
     };
-    assert!(open(under).await.is_ok());
+    assert!(open(Some(under)).await.is_ok());
     for other in [
         None,
-        context(&[]),
-        context(&[("a", "b")]),
-        context(&[("a", "b"), ("c", "D")]),
-        context(&[("a", "bcd")]),
-        context(&[("a", "b, c:d")]),
-        context(&[("ab", "cd")]),
-        context(&[("a", "bc"), ("d", "")]),
-        context(&[("a", "d"), ("c", "b")]),
-        context(&[("a", "b"), ("c", "d"), ("e", "f")]),
+        Some(context(&[])),
+        Some(context(&[("a", "b")])),
+        Some(context(&[("a", "b"), ("c", "D")])),
+        Some(context(&[("a", "bcd")])),
+        Some(context(&[("a", "b, c:d")])),
+        Some(context(&[("ab", "cd")])),
+        Some(context(&[("a", "bc"), ("d", "")])),
+        Some(context(&[("a", "d"), ("c", "b")])),
+        Some(context(&[("a", "b"), ("c", "d"), ("e", "f")])),
     ] {
         assert_eq!(code(open(other.clone()).await), "InvalidCiphertextException", "{other:?}");
     }

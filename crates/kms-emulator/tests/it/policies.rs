@@ -156,6 +156,7 @@ async fn policies_are_read_back_and_checked() {
         policy(&json!([{"Effect": "Maybe"}])),
         policy(&json!([of_account(), {"Effect": "Allow", "Principal": {"AWS": "alice"}, "Action": "kms:*"}])),
         policy(&json!([of_account(), {"Effect": "Deny", "Principal": "*", "Action": "*", "Conditions": {}}])),
+        policy(&json!([of_account(), {"Effect": "Deny", "Principal": "*", "Action": "kms:${x}"}])),
     ] {
         assert_eq!(code(put(bad.clone()).await), "MalformedPolicyDocumentException", "{bad}");
     }

@@ -79,9 +79,9 @@ async fn the_clock_deletes_a_key_and_its_aliases() {
     let client = client(&kms, IRELAND);
     let made = data_key(&client, &key).await;
     kms.schedule_deletion(&key, 7).unwrap();
-    kms.advance(7 * DAY - Duration::from_mins(1));
+    kms.advance(6 * DAY + Duration::from_hours(23));
     assert_eq!(kms.describe_key(&key).unwrap()["KeyState"], "PendingDeletion");
-    kms.advance(Duration::from_mins(1));
+    kms.advance(Duration::from_hours(1));
     assert_eq!(code(client.describe_key().key_id(&key).send().await), "NotFoundException");
     assert_eq!(code(client.describe_key().key_id("alias/gone").send().await), "NotFoundException");
     let opened = client.decrypt().ciphertext_blob(blob_of(&made)).key_id(&key).send().await;
@@ -103,8 +103,8 @@ async fn the_waiting_period_is_seven_to_thirty_days() {
         assert_eq!(code(answer), "ValidationException", "{days}");
     }
     client.schedule_key_deletion().key_id(&key).send().await.unwrap();
-    kms.advance(30 * DAY - Duration::from_mins(1));
+    kms.advance(29 * DAY + Duration::from_hours(23));
     assert!(kms.describe_key(&key).is_ok());
-    kms.advance(Duration::from_mins(1));
+    kms.advance(Duration::from_hours(1));
     assert!(kms.describe_key(&key).is_err());
 }

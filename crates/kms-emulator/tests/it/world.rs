@@ -47,8 +47,8 @@ pub(crate) fn client_of(url: &str, region: &str, credentials: Credentials) -> Cl
     Client::from_conf(config)
 }
 
-pub(crate) fn context(pairs: &[(&str, &str)]) -> Option<HashMap<String, String>> {
-    Some(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+pub(crate) fn context(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 pub(crate) async fn data_key(client: &Client, key: &str) -> GenerateDataKeyOutput {

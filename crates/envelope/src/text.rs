@@ -1,0 +1,51 @@
+//! The text form of an envelope: [`PREFIX`] and the whole envelope in base64url (RFC 4648 section 5) without padding.
+
+use base64::Engine;
+use base64::engine::general_purpose::NO_PAD;
+
+use crate::error::FormatError;
+
+/// How every text form starts.
+pub const PREFIX: &str = "kf1.";
+
+/// The text form of an envelope.
+pub fn encode(envelope: &[u8]) -> String {
+    let mut text = String::with_capacity(encoded_bytes(envelope.len()));
+    text.push_str(PREFIX);
+    engine().encode_string(envelope, &mut text);
+    text
+}
+
+/// Appends the text form of an envelope.
+pub fn encode_to(envelope: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(PREFIX.as_bytes());
+    let start = out.len();
+    out.resize(start + encoded_bytes(envelope.len()) - PREFIX.len(), 0);
+    let written = engine().encode_slice(envelope, &mut out[start..]);
+    debug_assert_eq!(written, Ok(out.len() - start), "encoded_bytes() is exact");
+}
+
+/// How long the text form of an envelope of this many bytes is.
+pub fn encoded_bytes(envelope_bytes: usize) -> usize {
+    PREFIX.len() + envelope_bytes / 3 * 4 + (envelope_bytes % 3 * 4).div_ceil(3)
+}
+
+/// The envelope in a text form. Refuses another prefix, padding, white space, the standard alphabet's `+` and `/`, and
+/// last bits that are not zero: an envelope has exactly one text form.
+///
+/// Does not look at the envelope itself.
+pub fn decode(text: &str) -> Result<Vec<u8>, FormatError> {
+    let encoded = text.strip_prefix(PREFIX).ok_or(FormatError::TextPrefix)?;
+    engine().decode(encoded).map_err(|_| FormatError::TextEncoding)
+}
+
+/// The engine that picks the processor's vector instructions at run time.
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
+fn engine() -> impl Engine {
+    base64::engine::Simd::url_safe(NO_PAD)
+}
+
+#[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))))]
+fn engine() -> impl Engine {
+    base64::engine::GeneralPurpose::new(&base64::alphabet::URL_SAFE, NO_PAD)
+}

@@ -65,7 +65,7 @@ pub(super) async fn promote_next(
         (active, _) => active,
     };
     let stored = match after {
-        Some(id) => by_id(&mut change, id).await?,
+        Some(id) => by_id(&mut *change, id).await?,
         None => None,
     };
     change.commit().await.map_err(failure::of)?;
@@ -115,7 +115,9 @@ pub(super) async fn set_state(
     let mut change = store.change().await?;
     let found = state_of(&mut change, id).await?;
     if found != from {
-        return Err(StoreError::Conflict(format!("data key {id} is {}, not {}", found.name(), from.name()).into()));
+        return Err(StoreError::Conflict(
+            format!("data key {id} is {}, not {}", found.name(), from.name()).into(),
+        ));
     }
     if !from.may_become(to) {
         let why = format!("data key {id} is {} and cannot become {}", from.name(), to.name());
@@ -139,7 +141,9 @@ pub(super) async fn put_wrapped(
 ) -> Result<(), StoreError> {
     let mut change = store.change().await?;
     if state_of(&mut change, id).await? == DekState::Destroyed {
-        return Err(StoreError::Conflict(format!("data key {id} is destroyed and takes no wrapped form").into()));
+        return Err(StoreError::Conflict(
+            format!("data key {id} is destroyed and takes no wrapped form").into(),
+        ));
     }
     write_wrapped(&mut change, id, wrapped).await?;
     change.commit().await.map_err(failure::of)
@@ -310,7 +314,6 @@ async fn by_id<'c>(
     executor: impl sqlx::SqliteExecutor<'c>,
     id: DataKeyId,
 ) -> Result<Option<StoredDek>, StoreError> {
-    let found =
-        sqlx::query(sql::DEK).bind(rows::uuid(id)).fetch_all(executor).await.map_err(failure::of)?;
+    let found = sqlx::query(sql::DEK).bind(rows::uuid(id)).fetch_all(executor).await.map_err(failure::of)?;
     Ok(rows::deks(&found)?.pop())
 }

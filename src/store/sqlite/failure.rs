@@ -38,7 +38,8 @@ pub(super) fn of(error: sqlx::Error) -> StoreError {
             format!("the database is damaged ({message}): stop the service and restore a backup").into(),
         ),
         Some(SQLITE_NOTADB) => StoreError::Unusable(
-            format!("the file is not a SQLite database ({message}): restore a backup, or name another file").into(),
+            format!("the file is not a SQLite database ({message}): restore a backup, or name another file")
+                .into(),
         ),
         Some(SQLITE_BUSY) => {
             StoreError::Unavailable(format!("another process holds the write lock ({message})").into())
@@ -72,7 +73,10 @@ pub(super) fn at(path: &Path, error: StoreError) -> StoreError {
 }
 
 /// Where the database says that something is there already: names it.
-pub(super) fn naming(taken: impl FnOnce() -> String, missing: impl FnOnce() -> String) -> impl FnOnce(sqlx::Error) -> StoreError {
+pub(super) fn naming(
+    taken: impl FnOnce() -> String,
+    missing: impl FnOnce() -> String,
+) -> impl FnOnce(sqlx::Error) -> StoreError {
     move |error| match error.as_database_error() {
         Some(database) if database.is_unique_violation() => StoreError::Conflict(taken().into()),
         Some(database) if database.is_foreign_key_violation() => StoreError::Missing(missing().into()),

@@ -46,7 +46,7 @@ impl Default for SqliteOptions {
 }
 
 /// How long a reader lives without work.
-const READER_IDLE_MAX: Duration = Duration::from_secs(60);
+const READER_IDLE_MAX: Duration = Duration::from_mins(1);
 
 /// The most that a connection caches of the file: the hot data keys are in the pool, not here.
 const CACHE_KIB_MAX: u32 = 1024;
@@ -276,5 +276,65 @@ impl Store for SqliteStore {
         // The writer last: the last connection moves the log into the database and removes it.
         self.readers.close().await;
         self.writer.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Executor, Row, SqlSafeStr};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_statement_prepares() {
+        let store = SqliteStore::in_memory().await.unwrap();
+        for (name, statement) in sql::ALL {
+            let prepared = store.writer.prepare(statement.into_sql_str()).await;
+            assert!(prepared.is_ok(), "{name}: {:?}", prepared.err());
+        }
+    }
+
+    /// A statement that reads a whole table is fast in every test and stops the service that has grown.
+    #[tokio::test]
+    async fn no_statement_reads_a_whole_table() {
+        let store = SqliteStore::in_memory().await.unwrap();
+        for (name, statement) in sql::ALL.iter().filter(|(name, _)| *name != "PING") {
+            let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+            for row in store.writer.fetch_all(sqlx::query(explain)).await.unwrap() {
+                let step: String = row.get("detail");
+                let whole_table = step.starts_with("SCAN") && !step.starts_with("SCAN (subquery");
+                // Sorting happens within one page of records, whose number is bounded.
+                assert!(
+                    !whole_table || step == "SCAN t" || step == "SCAN d" || step == "SCAN a",
+                    "{name}: {step}"
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_settings_that_durability_rests_on_are_really_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("registry.db");
+        let store = SqliteStore::open(&path, SqliteOptions::default()).await.unwrap();
+        for (pool, query_only) in [(&store.writer, 0), (&store.readers, 1)] {
+            let mode: String = pool.fetch_one("PRAGMA journal_mode").await.unwrap().get(0);
+            assert_eq!(mode, "wal");
+            for (pragma, value) in [
+                ("PRAGMA synchronous", 2),
+                ("PRAGMA foreign_keys", 1),
+                ("PRAGMA busy_timeout", 5_000),
+                ("PRAGMA secure_delete", 1),
+                ("PRAGMA trusted_schema", 0),
+                ("PRAGMA cell_size_check", 1),
+                ("PRAGMA cache_size", -1_024),
+                ("PRAGMA journal_size_limit", 4 << 20),
+                ("PRAGMA query_only", query_only),
+            ] {
+                let found: i64 = pool.fetch_one(pragma).await.unwrap().get(0);
+                assert_eq!(found, value, "{pragma}");
+            }
+        }
+        store.close().await;
     }
 }

@@ -15,7 +15,8 @@ const MIGRATIONS: [(i64, &str, &str); 1] =
 /// A name of our own, so that a database of another program that uses sqlx is not taken for a registry.
 const MIGRATIONS_TABLE: &str = "keyfold_migrations";
 
-const USER_TABLES: &str = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
+const USER_TABLES: &str =
+    "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'";
 const NEWEST_MIGRATION: &str = "SELECT max(version) AS newest FROM keyfold_migrations";
 
 const WAL_RETRY: Duration = Duration::from_millis(10);

@@ -168,9 +168,9 @@ pub(super) async fn update_key(store: &SqliteStore, record: &KeyRecord) -> Resul
 fn version_moved(found: Option<&sqlx::sqlite::SqliteRow>, what: &str, seen: u64) -> StoreError {
     match found.map(|row| row.try_get::<i64, _>("version")) {
         None => StoreError::Missing(what.into()),
-        Some(Ok(version)) => {
-            StoreError::Conflict(format!("{what} is at version {version}, and the change was to {seen}").into())
-        }
+        Some(Ok(version)) => StoreError::Conflict(
+            format!("{what} is at version {version}, and the change was to {seen}").into(),
+        ),
         Some(Err(error)) => rows::unreadable("version of", what, error),
     }
 }

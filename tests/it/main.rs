@@ -1,1 +1,5 @@
 //! Tests.
+
+mod store_contract;
+mod store_model;
+mod store_sqlite;

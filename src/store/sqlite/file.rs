@@ -83,7 +83,10 @@ fn check_file(path: &Path, found: &Metadata, log_exists: bool) -> Result<(), Sto
         Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(unusable(path, error)),
         Ok(()) if start.starts_with(MAGIC) => {}
         _ => {
-            return Err(unusable(path, "it is not a SQLite database: restore a backup, or name another file"));
+            return Err(unusable(
+                path,
+                "it is not a SQLite database: restore a backup, or name another file",
+            ));
         }
     }
     let page_bytes = match u16::from_be_bytes([start[16], start[17]]) {

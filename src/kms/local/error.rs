@@ -7,8 +7,8 @@ use crate::clock::Timestamp;
 use crate::tenant::{InvalidName, KekId};
 
 /// Why the key ring did not do what it was asked. Each text says what is wrong, where, and what to do; none
-/// holds key material. Whatever the error, the file is whole: the old one or, where only making a change durable
-/// failed, the new one.
+/// holds key material. Whatever the error, the file is whole: the old one or, where only making a change
+/// durable failed, the new one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyRingError {

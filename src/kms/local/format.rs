@@ -333,4 +333,23 @@ mod tests {
         let other = Parsed { guard: small(2), payload: parsed.payload };
         assert!(matches!(other.records(path, Some(&key)), Err(KeyRingError::WrongPassphrase { .. })));
     }
+    /// Whoever changes the file can make its digest fit; what holds then is the envelope.
+    #[test]
+    fn a_changed_payload_with_a_fitting_digest_does_not_open() {
+        let guard = Guard::Argon2id { memory_kib: 8 << 10, passes: 1, lanes: 1, salt: [1; 16] };
+        let key = FileKey::derive(&guard, &SecretString::from("correct horse battery")).unwrap();
+        let path = Path::new("ring");
+        let file = assemble(&guard, Some(&key), [0; 24], &Records::default()).unwrap();
+        let payload = parse(path, &file).unwrap().payload;
+        for at in 0..payload.len() {
+            let mut changed = payload.to_vec();
+            changed[at] ^= 1;
+            let file = [header(&guard, &changed).as_bytes(), &changed].concat();
+            let opened = parse(path, &file).unwrap().records(path, Some(&key));
+            assert!(
+                matches!(opened, Err(KeyRingError::WrongPassphrase { .. } | KeyRingError::Damaged { .. })),
+                "byte {at}"
+            );
+        }
+    }
 }

@@ -154,3 +154,32 @@ pub(super) fn new_version(now: Timestamp) -> Result<VersionRecord, KeyRingError>
         material: new_material()?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+
+    use super::*;
+
+    /// A derivation takes a tenth of a second and 64 MiB: not at each change of the file.
+    #[test]
+    fn the_key_is_derived_once_for_a_salt() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keyring");
+        let clock = Clock::manual(Timestamp::from_unix_ms(0));
+        let with = |passphrase: &str| {
+            RingFile::new(path.clone(), Protection::Passphrase(SecretString::from(passphrase)), clock.clone())
+        };
+        let (mut server, admin) = (with("correct horse battery"), with("correct horse battery"));
+        let lock = disk::try_lock(&path).unwrap().unwrap();
+        admin.create(&lock).unwrap();
+        server.keys().unwrap();
+        // Deriving again would now give another key.
+        server.protection = Protection::Passphrase(SecretString::from("forgotten"));
+        admin.update(&lock, |_, _| Ok(())).unwrap();
+        assert!(server.keys().is_ok());
+        server.memory().file_key = None;
+        admin.update(&lock, |_, _| Ok(())).unwrap();
+        assert!(matches!(server.keys(), Err(KeyRingError::WrongPassphrase { .. })));
+    }
+}

@@ -1,9 +1,12 @@
 //! The key management services that hold the master keys (KEKs).
 //!
-//! [`Kms`] is the contract; `local` is the embedded key ring. `ring` spreads one data key over the KEKs of a
+//! [`Kms`] is the contract; [`local`] is the embedded key ring. `ring` spreads one data key over the KEKs of a
 //! tenant. An error says which of three things happened, because they call for three different answers: the KMS
 //! could not be asked ([`KmsError::Outage`]), it said no ([`KmsError::Denied`]), or what it was given is not what
 //! it once made ([`KmsError::Damaged`]).
+
+pub mod local;
+pub mod ring;
 
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@
 mod rows;
 mod sql;
 pub mod sqlite;
+pub mod watch;
 
 use std::sync::Arc;
 
@@ -93,6 +94,9 @@ pub trait Store: Send + Sync {
     /// The scope's active data key with its wrapped forms.
     async fn active_dek(&self, scope: &DekScope) -> Result<Option<StoredDek>, StoreError>;
 
+    /// The data key that waits to follow the scope's active one.
+    async fn next_dek(&self, scope: &DekScope) -> Result<Option<StoredDek>, StoreError>;
+
     /// A data key by its id, in whatever state.
     async fn dek(&self, id: DataKeyId) -> Result<Option<StoredDek>, StoreError>;
 
@@ -148,6 +152,11 @@ pub trait Store: Send + Sync {
     /// Marks an API key as revoked from `now` on. An earlier revocation stands. [`StoreError::Missing`] where there
     /// is none.
     async fn revoke_api_key(&self, id: &str, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Which tenants have changed after the change numbered `after` (0 for all): their records, keys, data keys'
+    /// states or wrapped forms (but not the making of a data key, nor usage counts). A change of an API key stands
+    /// under no tenant. Each stands once, with its latest change, in the order of the changes.
+    async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError>;
 
     /// Whether the store answers: a cheap read.
     async fn ping(&self) -> Result<(), StoreError>;
@@ -442,6 +451,15 @@ pub struct Usage {
     pub last_sealed_at: Option<Timestamp>,
     /// When it last opened something; an older time never replaces a newer one.
     pub last_opened_at: Option<Timestamp>,
+}
+
+/// Says that something of a tenant changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The change's number; later ones have larger numbers.
+    pub seq: u64,
+    /// Whose records; none for what belongs to no single tenant.
+    pub tenant: Option<TenantId>,
 }
 
 /// An API key as stored: without its secret.

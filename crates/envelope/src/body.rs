@@ -140,3 +140,54 @@ fn open_segment(
     let index = u32::try_from(index).map_err(|_| OpenError::Damaged)?;
     cipher.open_segment(index, last, segment, tag)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAST_INDEX: u64 = u32::MAX as u64;
+
+    #[test]
+    fn every_length_of_a_body_is_the_length_of_one_message() {
+        let lengths =
+            [0, 1, 2, SEGMENT_BYTES - 1, SEGMENT_BYTES, SEGMENT_BYTES + 1, 2 * SEGMENT_BYTES, 1 << 30];
+        for bytes in lengths {
+            assert_eq!(plaintext_bytes(sealed_bytes(bytes)), Ok(bytes));
+        }
+        let none = (0..TAG_BYTES).chain(SEALED_SEGMENT_BYTES + 1..=SEALED_SEGMENT_BYTES + TAG_BYTES);
+        for body_bytes in none {
+            assert_eq!(plaintext_bytes(body_bytes), Err(OpenError::Damaged), "{body_bytes}");
+        }
+    }
+
+    /// Only someone with the key can make this one, and even so a message has one encoding only.
+    #[test]
+    fn an_empty_last_segment_after_a_full_one_is_refused() {
+        let cipher = MessageCipher::boxed(&[7; 32]);
+        let mut body = Vec::new();
+        append_sealed(&cipher, 0, false, &vec![1; SEGMENT_BYTES], &mut body).unwrap();
+        append_sealed(&cipher, 1, true, &[], &mut body).unwrap();
+        assert_eq!(open_gathering(&cipher, &mut body), Err(OpenError::Damaged));
+    }
+
+    #[test]
+    fn there_is_no_segment_after_number_2_to_the_32_less_1() {
+        let cipher = MessageCipher::boxed(&[7; 32]);
+        let mut sealed = Vec::new();
+        append_sealed(&cipher, LAST_INDEX, true, b"last", &mut sealed).unwrap();
+        let before = sealed.clone();
+        assert_eq!(
+            append_sealed(&cipher, LAST_INDEX + 1, true, b"more", &mut sealed),
+            Err(SealError::TooLong)
+        );
+        assert_eq!(sealed, before, "as it was");
+        let mut opened = Vec::new();
+        append_opened(&cipher, LAST_INDEX, true, &sealed, &mut opened).unwrap();
+        assert_eq!(opened, b"last");
+        assert_eq!(
+            append_opened(&cipher, LAST_INDEX + 1, true, &sealed, &mut opened),
+            Err(OpenError::Damaged)
+        );
+        assert_eq!(opened, b"last");
+    }
+}

@@ -161,9 +161,11 @@ pub fn open_in_place<'a>(
     Ok(&mut body[..plaintext_bytes])
 }
 
-/// Whether `key` and `context` are those that the envelope was sealed with, so far as its head tells. Decrypts nothing.
+/// Whether `key` and `context` are those that the envelope was sealed with, so far as its head tells. Decrypts nothing, and
+/// takes the same time for every head.
 pub fn matches_commitment(key: &DataKey, context: &EncryptionContext, head: &Head) -> bool {
-    resume_message(key, head.fixed(), head.commitment(), context).is_ok()
+    let mut message_key = Zeroizing::new([0; KEY_BYTES]);
+    derive_again(key, head.fixed(), head.commitment(), context, &mut message_key).is_ok()
 }
 
 /// Writes a message's head to `head`, which is as long as that, and returns the cipher for its body.
@@ -173,7 +175,7 @@ fn start_message(
     section: &WrappedKeys,
     context: &EncryptionContext,
     head: &mut [u8],
-) -> MessageCipher {
+) -> Box<MessageCipher> {
     let fixed = format::fixed_header(key.id(), salt);
     let mut message_key = Zeroizing::new([0; KEY_BYTES]);
     let mut commitment = [0; KEY_BYTES];
@@ -181,7 +183,7 @@ fn start_message(
     head[..FIXED_HEADER_BYTES].copy_from_slice(&fixed);
     head[FIXED_HEADER_BYTES..SECTION_OFFSET].copy_from_slice(&commitment);
     head[SECTION_OFFSET..].copy_from_slice(section.as_bytes());
-    MessageCipher::new(&message_key)
+    MessageCipher::boxed(&message_key)
 }
 
 /// The cipher for the body behind `head`, a whole head.
@@ -189,23 +191,31 @@ fn resume_envelope(
     key: &DataKey,
     context: &EncryptionContext,
     head: &[u8],
-) -> Result<MessageCipher, OpenError> {
+) -> Result<Box<MessageCipher>, OpenError> {
     resume_message(key, &format::part(head, 0), &format::part(head, FIXED_HEADER_BYTES), context)
 }
 
-/// Derives again what the sealer derived, and compares the commitment before there is any cipher.
+/// The cipher of a message, made only after the commitment was found right.
 fn resume_message(
     key: &DataKey,
     fixed: &[u8; FIXED_HEADER_BYTES],
     commitment: &[u8; KEY_BYTES],
     context: &EncryptionContext,
-) -> Result<MessageCipher, OpenError> {
+) -> Result<Box<MessageCipher>, OpenError> {
     let mut message_key = Zeroizing::new([0; KEY_BYTES]);
+    derive_again(key, fixed, commitment, context, &mut message_key)?;
+    Ok(MessageCipher::boxed(&message_key))
+}
+
+/// Derives what the sealer derived, and compares the commitment.
+fn derive_again(
+    key: &DataKey,
+    fixed: &[u8; FIXED_HEADER_BYTES],
+    commitment: &[u8; KEY_BYTES],
+    context: &EncryptionContext,
+    message_key: &mut [u8; KEY_BYTES],
+) -> Result<(), OpenError> {
     let mut derived = [0; KEY_BYTES];
-    key.hmac().derive_message(fixed, context.digest(), &mut message_key, &mut derived);
-    if aead::same(&derived, commitment) {
-        Ok(MessageCipher::new(&message_key))
-    } else {
-        Err(OpenError::ContextMismatch)
-    }
+    key.hmac().derive_message(fixed, context.digest(), message_key, &mut derived);
+    if aead::same(&derived, commitment) { Ok(()) } else { Err(OpenError::ContextMismatch) }
 }

@@ -29,7 +29,7 @@ impl Sealer {
     /// Starts a message. `salt` must be fresh random bytes: under one key no two messages may share a salt.
     pub fn new(key: &DataKey, salt: Salt, section: &WrappedKeys, context: &EncryptionContext) -> Self {
         let mut head = vec![0; format::head_bytes(section)];
-        let cipher = Box::new(crate::start_message(key, &salt, section, context, &mut head));
+        let cipher = crate::start_message(key, &salt, section, context, &mut head);
         Self { cipher, head, pending: Zeroizing::new(Vec::new()), index: 0 }
     }
 
@@ -138,7 +138,7 @@ pub struct Opener {
 impl Opener {
     /// Checks the commitment; on a mismatch fails with [`OpenError::ContextMismatch`].
     pub fn new(key: &DataKey, context: &EncryptionContext, head: &Head) -> Result<Self, OpenError> {
-        let cipher = Box::new(crate::resume_message(key, head.fixed(), head.commitment(), context)?);
+        let cipher = crate::resume_message(key, head.fixed(), head.commitment(), context)?;
         Ok(Self { cipher, pending: Vec::new(), index: 0, failed: false })
     }
 
@@ -186,5 +186,72 @@ impl Opener {
         }
         self.pending.extend_from_slice(chunk);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DataKeyId, KeyMaterial};
+
+    fn key() -> DataKey {
+        DataKey::new(DataKeyId::from_bytes([1; 16]), KeyMaterial::from_slice(&[2; 32]).unwrap())
+    }
+
+    fn sealer() -> Sealer {
+        Sealer::new(&key(), [3; 24], &WrappedKeys::compact(), &EncryptionContext::new())
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_never_gets_an_end() {
+        let mut sealer = sealer();
+        sealer.index = u64::from(u32::MAX);
+        let mut out = Vec::new();
+        sealer.update(&vec![0; SEGMENT_BYTES], &mut out).unwrap();
+        sealer.update(&[0], &mut out).unwrap();
+        assert_eq!(out.len(), SEALED_SEGMENT_BYTES, "the last number, and not the last segment");
+        assert_eq!(sealer.update(&vec![0; SEGMENT_BYTES], &mut out), Err(SealError::TooLong));
+        assert_eq!(sealer.finish(&mut out), Err(SealError::TooLong));
+        assert_eq!(out.len(), SEALED_SEGMENT_BYTES);
+    }
+
+    #[test]
+    fn an_empty_last_segment_after_a_full_one_is_refused() {
+        let sealer = sealer();
+        let head = format::inspect(sealer.head()).unwrap();
+        let mut body = Vec::new();
+        body::append_sealed(&sealer.cipher, 0, false, &vec![1; SEGMENT_BYTES], &mut body).unwrap();
+        body::append_sealed(&sealer.cipher, 1, true, &[], &mut body).unwrap();
+        let mut opener = Opener::new(&key(), &EncryptionContext::new(), &head).unwrap();
+        let mut out = Vec::new();
+        opener.update(&body, &mut out).unwrap();
+        assert_eq!(opener.finish(&mut out), Err(OpenError::Damaged));
+    }
+
+    #[test]
+    fn memory_stays_constant() {
+        let mut sealer = sealer();
+        let head = format::inspect(sealer.head()).unwrap();
+        let mut opener = Opener::new(&key(), &EncryptionContext::new(), &head).unwrap();
+        let (mut body, mut message) = (Vec::new(), Vec::new());
+        for piece_bytes in [1000, SEGMENT_BYTES, 5 * SEGMENT_BYTES + 1, 7].repeat(3) {
+            sealer.update(&vec![0; piece_bytes], &mut body).unwrap();
+            opener.update(&body, &mut message).unwrap();
+            body.clear();
+            assert!(sealer.pending.len() <= SEGMENT_BYTES && sealer.pending.capacity() == SEGMENT_BYTES);
+            assert!(opener.pending.len() <= SEALED_SEGMENT_BYTES);
+            assert!(opener.pending.capacity() <= 2 * SEALED_SEGMENT_BYTES);
+        }
+    }
+
+    #[test]
+    fn a_head_reader_holds_no_more_than_the_head() {
+        let mut reader = HeadReader::new();
+        let sealer = sealer();
+        let (head, rest) = sealer.head().split_at(70);
+        assert_eq!(reader.push(head), Ok(None));
+        let piece = [rest, &[0; 1000]].concat();
+        assert!(reader.push(&piece).is_ok_and(|read| read.is_some_and(|(_, body)| body.len() == 1000)));
+        assert!(reader.held.is_empty() && reader.held.capacity() < 1000);
     }
 }

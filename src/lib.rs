@@ -1,6 +1,8 @@
 //! keyfold.
 pub mod access;
+pub mod app;
 pub mod audit;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod http;

@@ -119,3 +119,56 @@ CREATE TABLE api_key_tenants (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX api_key_tenants_by_tenant ON api_key_tenants (tenant, api_key);
+
+-- What processes that keep records in memory follow: for each tenant the number of its latest change; '' stands for
+-- what belongs to no tenant (API keys). Written by triggers, so that no statement can forget it.
+CREATE TABLE changes (
+    tenant TEXT    NOT NULL PRIMARY KEY,
+    seq    INTEGER NOT NULL UNIQUE
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER tenants_inserted AFTER INSERT ON tenants BEGIN
+    INSERT INTO changes (tenant, seq) VALUES (NEW.id, (SELECT COALESCE(MAX(seq), 0) + 1 FROM changes))
+    ON CONFLICT (tenant) DO UPDATE SET seq = excluded.seq;
+END;
+CREATE TRIGGER tenants_updated AFTER UPDATE ON tenants BEGIN
+    INSERT INTO changes (tenant, seq) VALUES (NEW.id, (SELECT COALESCE(MAX(seq), 0) + 1 FROM changes))
+    ON CONFLICT (tenant) DO UPDATE SET seq = excluded.seq;
+END;
+CREATE TRIGGER keys_inserted AFTER INSERT ON keys BEGIN
+    INSERT INTO changes (tenant, seq) VALUES (NEW.tenant, (SELECT COALESCE(MAX(seq), 0) + 1 FROM changes))
+    ON CONFLICT (tenant) DO UPDATE SET seq = excluded.seq;
+END;
+CREATE TRIGGER keys_updated AFTER UPDATE ON keys BEGIN
+    INSERT INTO changes (tenant, seq) VALUES (NEW.tenant, (SELECT COALESCE(MAX(seq), 0) + 1 FROM changes))
+    ON CONFLICT (tenant) DO UPDATE SET seq = excluded.seq;
+END;
+CREATE TRIGGER deks_moved AFTER UPDATE OF state ON deks BEGIN
+    INSERT INTO changes (tenant, seq) VALUES (NEW.tenant, (SELECT COALESCE(MAX(seq), 0) + 1 FROM changes))
+    ON CONFLICT (tenant) DO UPDATE SET seq = excluded.seq;
+END;
+-- The wrapped forms that a data key is made with are no change: nobody has it in memory yet.
+CREATE TRIGGER wrapped_forms_added AFTER INSERT ON wrapped_forms
+WHEN NEW.wrapped_at <> (SELECT created_at FROM deks WHERE id = NEW.dek) BEGIN
+    INSERT INTO changes (tenant, seq)
+    VALUES ((SELECT tenant FROM deks WHERE id = NEW.dek), (SELECT COALESCE(MAX(seq), 0) + 1 FROM changes))
+    ON CONFLICT (tenant) DO UPDATE SET seq = excluded.seq;
+END;
+CREATE TRIGGER wrapped_forms_replaced AFTER UPDATE ON wrapped_forms BEGIN
+    INSERT INTO changes (tenant, seq)
+    VALUES ((SELECT tenant FROM deks WHERE id = NEW.dek), (SELECT COALESCE(MAX(seq), 0) + 1 FROM changes))
+    ON CONFLICT (tenant) DO UPDATE SET seq = excluded.seq;
+END;
+CREATE TRIGGER wrapped_forms_removed AFTER DELETE ON wrapped_forms BEGIN
+    INSERT INTO changes (tenant, seq)
+    VALUES ((SELECT tenant FROM deks WHERE id = OLD.dek), (SELECT COALESCE(MAX(seq), 0) + 1 FROM changes))
+    ON CONFLICT (tenant) DO UPDATE SET seq = excluded.seq;
+END;
+CREATE TRIGGER api_keys_inserted AFTER INSERT ON api_keys BEGIN
+    INSERT INTO changes (tenant, seq) VALUES ('', (SELECT COALESCE(MAX(seq), 0) + 1 FROM changes))
+    ON CONFLICT (tenant) DO UPDATE SET seq = excluded.seq;
+END;
+CREATE TRIGGER api_keys_updated AFTER UPDATE ON api_keys BEGIN
+    INSERT INTO changes (tenant, seq) VALUES ('', (SELECT COALESCE(MAX(seq), 0) + 1 FROM changes))
+    ON CONFLICT (tenant) DO UPDATE SET seq = excluded.seq;
+END;

@@ -40,6 +40,14 @@ impl Principal {
         &self.verbs
     }
 
+    /// Whoever runs the command line on the service's own data folder: he can read the registry and the pepper, so
+    /// there is nothing that a credential could keep from him. He holds no tenant and opens no data this way.
+    pub fn local_operator() -> Arc<Self> {
+        #[expect(clippy::expect_used, reason = "a constant that parses")]
+        let id = "cli:local-operator".parse().expect("a valid principal");
+        Arc::new(Self { id, tenants: vec![], verbs: vec![Verb::Admin, Verb::Operate] })
+    }
+
     fn may(&self, verb: Verb) -> bool {
         self.verbs.contains(&verb)
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
-pub use secrets::{SecretError, Secrets};
+pub use secrets::{SecretError, Secrets, write_new_secret};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Deserialize)]

@@ -90,7 +90,7 @@ impl<'a> Secrets<'a> {
                 let mut pepper = Zeroizing::new(vec![0; PEPPER_BYTES]);
                 let failed = |source| SecretError::File { what: "pepper", path: path.clone(), source };
                 getrandom::fill(&mut pepper).map_err(|error| failed(std::io::Error::other(error)))?;
-                match write_new(&path, &pepper) {
+                match write_new_secret(&path, &pepper) {
                     Ok(()) => Ok(pepper),
                     // Another process was faster: its pepper is the one.
                     Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -122,7 +122,7 @@ fn read(path: &Path, what: &'static str) -> Result<Zeroizing<Vec<u8>>, SecretErr
 }
 
 /// Writes a file that only its owner can read, whole or not at all, and never over another.
-pub(super) fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub fn write_new_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.new", std::process::id()));
@@ -170,11 +170,11 @@ mod tests {
         let none = Variables::default();
         assert!(Secrets::new(&settings, &none).keyring_passphrase().unwrap().is_none());
         let path = dir.path().join("passphrase");
-        write_new(&path, b"correct horse\n").unwrap();
+        write_new_secret(&path, b"correct horse\n").unwrap();
         settings.keyring.passphrase_file = Some(path.clone());
         assert_eq!(**Secrets::new(&settings, &none).keyring_passphrase().unwrap().unwrap(), *"correct horse");
         let variables = Variables::of([("KEYFOLD_KEYRING_PASSPHRASE", "battery")]);
         assert_eq!(**Secrets::new(&settings, &variables).keyring_passphrase().unwrap().unwrap(), *"battery");
-        assert!(write_new(&path, b"other").is_err(), "a secret is never overwritten");
+        assert!(write_new_secret(&path, b"other").is_err(), "a secret is never overwritten");
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod local;
 pub mod ring;
+pub mod router;
 
 use std::sync::Arc;
 

@@ -10,8 +10,8 @@ use sqlx::{ColumnIndex, Database, Decode, Row, Type};
 use uuid::Uuid;
 
 use super::{
-    ApiKeyRecord, DekRecord, DekScope, DekState, EnvelopeWeight, KeyPolicy, KeyRecord, Status, StoreError,
-    StoredDek, TenantRecord, WrappedRecord,
+    ApiKeyRecord, Change, DekRecord, DekScope, DekState, EnvelopeWeight, KeyPolicy, KeyRecord, Status,
+    StoreError, StoredDek, TenantRecord, WrappedRecord,
 };
 use crate::clock::Timestamp;
 use crate::tenant::{AssumedRole, Kek, KekRing, Verb};
@@ -62,6 +62,16 @@ where
     fn uuid(&self, column: &'static str) -> Result<Uuid, sqlx::Error> {
         self.try_get(column)
     }
+}
+
+/// A row of `sql::CHANGES`.
+pub(super) fn change<R: Cells>(row: &R) -> Result<Change, StoreError> {
+    let read = || -> Result<Change, Doubt> {
+        let tenant = row.text("tenant")?;
+        let tenant = if tenant.is_empty() { None } else { Some(tenant.parse()?) };
+        Ok(Change { seq: row.number("seq")?.try_into()?, tenant })
+    };
+    read().map_err(|doubt| StoreError::Unreadable(format!("changes: {doubt}").into()))
 }
 
 /// The tenants in rows of `sql::TENANT*`: one row for each KEK, in the order of ids.

@@ -101,6 +101,8 @@ statements! {
         WHERE id = $1";
     ACTIVE_DEK = select_deks!("(SELECT * FROM deks \
         WHERE tenant = $1 AND key_name = $2 AND bound_context = $3 AND state = 'active')");
+    NEXT_DEK = select_deks!("(SELECT * FROM deks \
+        WHERE tenant = $1 AND key_name = $2 AND bound_context = $3 AND state = 'next')");
     DEK = select_deks!("(SELECT * FROM deks WHERE id = $1)");
     DEKS = select_deks!("(SELECT * FROM deks WHERE tenant = $1 AND key_name = $2 AND id > $3 ORDER BY id LIMIT $4)");
 
@@ -110,6 +112,8 @@ statements! {
     OTHER_WRAPPED = "SELECT kek FROM wrapped_forms WHERE dek = $1 AND kek <> $2 LIMIT 1";
     DELETE_WRAPPED = "DELETE FROM wrapped_forms WHERE dek = $1 AND kek = $2";
     DELETE_ALL_WRAPPED = "DELETE FROM wrapped_forms WHERE dek = $1";
+
+    CHANGES = "SELECT tenant, seq FROM changes WHERE seq > $1 ORDER BY seq";
 
     INSERT_API_KEY = "INSERT INTO api_keys (id, name, secret_hash, verbs, created_at, expires_at, revoked_at) \
         VALUES ($1, $2, $3, $4, $5, $6, $7)";

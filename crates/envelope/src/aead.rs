@@ -23,7 +23,7 @@ pub(crate) const TAG_BYTES: usize = 16;
 const MESSAGE_LABEL: &[u8; 18] = b"keyfold/v1/message";
 const HASH_BLOCK_BYTES: usize = 64;
 
-/// More stack than making a cipher takes in an optimised build, where half of this is enough.
+/// More stack than preparing a key takes in an optimised build, where half of this is enough.
 const SCRUBBED_BYTES: usize = 2048;
 
 /// SHA-256 of a context's canonical bytes, in constant memory.
@@ -53,13 +53,15 @@ impl PreparedHmac {
     /// Prepares `key` straight in its final place on the heap. The key is shorter than a hash block, so
     /// FIPS 198-1 step 3 applies: it is padded with zeros and not hashed.
     pub(crate) fn boxed(key: &[u8; KEY_BYTES]) -> Box<Self> {
-        let mut prepared = Box::new(Self { inner: Sha256::new(), outer: Sha256::new() });
-        let mut pad = Zeroizing::new([0x36; HASH_BLOCK_BYTES]);
-        pad.iter_mut().zip(key).for_each(|(pad, key)| *pad ^= key);
-        prepared.inner.update(pad.as_slice());
-        pad.iter_mut().for_each(|pad| *pad ^= 0x36 ^ 0x5c);
-        prepared.outer.update(pad.as_slice());
-        prepared
+        on_scrubbed_stack(|| {
+            let mut prepared = Box::new(Self { inner: Sha256::new(), outer: Sha256::new() });
+            let mut pad = Zeroizing::new([0x36; HASH_BLOCK_BYTES]);
+            pad.iter_mut().zip(key).for_each(|(pad, key)| *pad ^= key);
+            prepared.inner.update(pad.as_slice());
+            pad.iter_mut().for_each(|pad| *pad ^= 0x36 ^ 0x5c);
+            prepared.outer.update(pad.as_slice());
+            prepared
+        })
     }
 
     /// Derives a message's key and its commitment: HKDF-Expand (RFC 5869 section 2.3) to two blocks.
@@ -141,8 +143,8 @@ impl MessageCipher {
 
 /// Does `work`, and then writes zeros over the stack that it ran on.
 ///
-/// The ciphers wipe themselves where they are dropped, but not what their making left behind: by value from one function
-/// to the next, with a copy in each frame. What `work` returns must not itself be a secret by value.
+/// Hashes and ciphers wipe themselves where they are dropped, but not what their making left behind: they go by value from
+/// one function to the next, with a copy in each frame. What `work` returns must not itself be a secret by value.
 fn on_scrubbed_stack<R>(work: impl FnOnce() -> R) -> R {
     // Neither is inlined, so both get their frames at the same height.
     #[inline(never)]

@@ -8,7 +8,7 @@
 
 mod sample;
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::hint::black_box;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -41,7 +41,7 @@ impl Masked {
 
 #[test]
 fn keys_are_gone_when_their_owner_is() {
-    let mut search = Search { piece: vec![0; PIECE_BYTES] };
+    let mut search = Search::new();
     let mut raw = [0; 32];
     File::open("/dev/urandom").unwrap().read_exact(&mut raw).unwrap();
     let raw = Masked::take(&mut raw);
@@ -55,13 +55,14 @@ fn keys_are_gone_when_their_owner_is() {
 
     // A prepared key holds the two hash states in place of the raw bytes, and neither padded key.
     let [inner_pad, outer_pad, inner_state, outer_state] = hmac_secrets(&raw);
-    let key = DataKey::new(DataKeyId::from_bytes([1; 16]), self::material(&raw));
+    let key = deep(|| DataKey::new(DataKeyId::from_bytes([1; 16]), self::material(&raw)));
     assert_eq!([&raw, &inner_pad, &outer_pad].map(|secret| search.count(secret)), [0; 3], "DataKey, made");
     let key = black_box(vec![Some(key)]).pop().flatten().unwrap();
     assert_eq!([&inner_state, &outer_state].map(|secret| search.count(secret)), [1; 2], "DataKey, alive");
 
     let message_key = message_key(&raw);
     message_keys_are_gone(&mut search, &key, &message_key);
+    messages_are_gone(&mut search, &key, &raw);
 
     drop(key);
     for secret in [raw, inner_pad, outer_pad, inner_state, outer_state] {
@@ -69,15 +70,15 @@ fn keys_are_gone_when_their_owner_is() {
     }
 }
 
+/// Checks in an optimised build only. In any other, AES spills round keys and blocks all over the stack, where no
+/// source code reaches them. So run this with `--release`, too.
+fn assert_optimised(found: usize, expected: usize, when: &str) {
+    assert!(found == expected || cfg!(debug_assertions), "{when}: found {found}, expected {expected}");
+}
+
 /// A stream holds the message key while it lasts, once: the first two round keys of AES-256 are the key itself.
-///
-/// In an unoptimised build AES spills its round keys all over the stack, so there only the calls are made. Run this with
-/// `--release` for the checks.
 fn message_keys_are_gone(search: &mut Search, key: &DataKey, message_key: &Masked) {
-    let mut assert_count = |expected: usize, when: &str| {
-        let found = search.count(message_key);
-        assert!(found == expected || cfg!(debug_assertions), "{when}: {found}");
-    };
+    let mut assert_count = |expected, when| assert_optimised(search.count(message_key), expected, when);
     // Other implementations of AES keep the round keys in another form.
     #[cfg(target_arch = "x86_64")]
     let alive = usize::from(std::arch::is_x86_feature_detected!("aes"));
@@ -86,21 +87,51 @@ fn message_keys_are_gone(search: &mut Search, key: &DataKey, message_key: &Maske
     let (context, section) = (sample::context(), WrappedKeys::compact());
 
     assert_count(0, "before");
-    let sealer = Sealer::new(key, sample::SALT, &section, &context);
+    let sealer = deep(|| Sealer::new(key, sample::SALT, &section, &context));
     assert_count(alive, "Sealer, alive");
     let mut envelope = sealer.head().to_vec();
-    sealer.finish(&mut envelope).unwrap();
+    deep(|| sealer.finish(&mut envelope)).unwrap();
     assert_count(0, "Sealer, finished");
-    let opener = Opener::new(key, &context, &envelope::inspect(&envelope).unwrap()).unwrap();
+    let opener = deep(|| Opener::new(key, &context, &envelope::inspect(&envelope).unwrap())).unwrap();
     assert_count(alive, "Opener, alive");
     drop(opener);
     assert_count(0, "Opener, dropped");
-    envelope::open(key, &context, &envelope).unwrap();
+    deep(|| drop(envelope::open(key, &context, &envelope).unwrap()));
     assert_count(0, "opened");
-    envelope::open_in_place(key, &context, &mut envelope).unwrap();
+    deep(|| envelope::open_in_place(key, &context, &mut envelope).map(|_| ())).unwrap();
     assert_count(0, "opened in place");
-    envelope::seal(key, sample::SALT, &section, &context, b"message").unwrap();
+    deep(|| envelope::seal(key, sample::SALT, &section, &context, b"message")).unwrap();
     assert_count(0, "sealed");
+}
+
+/// No copy of a message stays behind that the caller cannot wipe. The message is 32 secret bytes.
+fn messages_are_gone(search: &mut Search, key: &DataKey, message: &Masked) {
+    let (context, section) = (sample::context(), WrappedKeys::compact());
+    let mut plaintext = Box::new([0; 32]);
+    message.unmask_into(&mut plaintext);
+    assert_eq!(search.count(message), 1, "the caller's");
+
+    let mut sealer = Sealer::new(key, sample::SALT, &section, &context);
+    sealer.update(&plaintext[..], &mut Vec::new()).unwrap();
+    assert_eq!(search.count(message), 2, "held back by the sealer");
+    drop(sealer);
+    assert_eq!(search.count(message), 1, "Sealer, dropped");
+
+    let mut buffer = vec![0; envelope::head_bytes(&section)];
+    buffer.reserve_exact(plaintext.len());
+    buffer.extend_from_slice(&plaintext[..]);
+    assert!(buffer.capacity() < envelope::sealed_bytes(&section, plaintext.len()), "has to move");
+    deep(|| envelope::seal_in_place(key, sample::SALT, &section, &context, &mut buffer)).unwrap();
+    assert_optimised(search.count(message), 1, "sealed in place");
+    let opened = deep(|| envelope::open(key, &context, &buffer)).unwrap();
+    assert_optimised(search.count(message), 2, "opened");
+    drop(opened);
+    assert_optimised(search.count(message), 1, "opened, dropped");
+    let at_end = buffer.len() - 1;
+    buffer[at_end] ^= 1;
+    deep(|| envelope::open(key, &context, &buffer).unwrap_err());
+    plaintext.zeroize();
+    assert_optimised(search.count(message), 0, "not opened");
 }
 
 #[inline(never)]
@@ -169,30 +200,40 @@ fn scrub_stack() {
     black_box(&mut [0_u8; 16 * 1024]);
 }
 
+/// Makes `work` run far below the frames of the search, which would write over what it leaves on the stack.
+#[inline(never)]
+fn deep<R>(work: impl FnOnce() -> R) -> R {
+    let above = black_box([0_u8; 16 * 1024]);
+    let result = work();
+    black_box(&above);
+    result
+}
+
+/// Allocates nothing while it searches: an allocation could write over the freed memory that it is to look at.
 struct Search {
+    memory: File,
+    maps: Vec<u8>,
     piece: Vec<u8>,
 }
 
 impl Search {
+    fn new() -> Self {
+        let memory = File::open("/proc/self/mem").unwrap();
+        Self { memory, maps: vec![0; PIECE_BYTES], piece: vec![0; PIECE_BYTES] }
+    }
+
     /// How often the second half of `secret` is in writable memory, this search's own buffer left out.
     #[inline(never)]
     fn count(&mut self, secret: &Masked) -> usize {
         let own = self.piece.as_ptr().addr()..self.piece.as_ptr().addr() + self.piece.len();
-        let memory = File::open("/proc/self/mem").unwrap();
-        let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        let regions = maps.lines().filter_map(|line| {
-            let mut fields = line.split_ascii_whitespace();
-            let (start, end) = fields.next()?.split_once('-')?;
-            let writable = fields.next()?.starts_with("rw");
-            let address = |text| usize::from_str_radix(text, 16).ok();
-            writable.then_some((address(start)?, address(end)?))
-        });
         let mut found = 0;
-        for (mut start, end) in regions {
+        let maps_bytes = read_maps(&mut self.maps);
+        let maps = str::from_utf8(&self.maps[..maps_bytes]).unwrap();
+        for (mut start, end) in maps.lines().filter_map(writable_region) {
             while start < end {
                 let length = PIECE_BYTES.min(end - start);
                 let piece = &mut self.piece[..length];
-                if memory.read_exact_at(piece, start as u64).is_err() {
+                if self.memory.read_exact_at(piece, start as u64).is_err() {
                     break;
                 }
                 let hits = piece.windows(16).enumerate().filter(|(_, window)| {
@@ -207,4 +248,25 @@ impl Search {
         self.piece.resize(PIECE_BYTES, 0);
         found
     }
+}
+
+/// The file of the process's memory map comes in pieces of its own choosing.
+fn read_maps(into: &mut [u8]) -> usize {
+    let mut maps = File::open("/proc/self/maps").unwrap();
+    let mut read = 0;
+    loop {
+        match maps.read(&mut into[read..]).unwrap() {
+            0 => return read,
+            more => read += more,
+        }
+        assert!(read < into.len(), "the map is longer than expected");
+    }
+}
+
+fn writable_region(line: &str) -> Option<(usize, usize)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let writable = fields.next()?.starts_with("rw");
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    writable.then_some((address(start)?, address(end)?))
 }

@@ -73,7 +73,19 @@ pub(super) async fn promote_next(
 }
 
 pub(super) async fn active(store: &SqliteStore, scope: &DekScope) -> Result<Option<StoredDek>, StoreError> {
-    let found = sqlx::query(sql::ACTIVE_DEK)
+    of_scope(store, sql::ACTIVE_DEK, scope).await
+}
+
+pub(super) async fn next(store: &SqliteStore, scope: &DekScope) -> Result<Option<StoredDek>, StoreError> {
+    of_scope(store, sql::NEXT_DEK, scope).await
+}
+
+async fn of_scope(
+    store: &SqliteStore,
+    statement: &'static str,
+    scope: &DekScope,
+) -> Result<Option<StoredDek>, StoreError> {
+    let found = sqlx::query(statement)
         .bind(scope.tenant.as_str())
         .bind(scope.key.as_str())
         .bind(scope.bound.canonical())

@@ -21,7 +21,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteSy
 use sqlx::{ConnectOptions, Sqlite, Transaction};
 
 use super::{
-    Activation, ApiKeyRecord, DekRecord, DekScope, DekState, KeyRecord, Store, StoreError, StoredDek,
+    Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, KeyRecord, Store, StoreError, StoredDek,
     TenantRecord, Usage, WrappedRecord, sql,
 };
 use crate::clock::Timestamp;
@@ -212,6 +212,10 @@ impl Store for SqliteStore {
         deks::active(self, scope).await
     }
 
+    async fn next_dek(&self, scope: &DekScope) -> Result<Option<StoredDek>, StoreError> {
+        deks::next(self, scope).await
+    }
+
     async fn dek(&self, id: DataKeyId) -> Result<Option<StoredDek>, StoreError> {
         deks::dek(self, id).await
     }
@@ -267,6 +271,10 @@ impl Store for SqliteStore {
 
     async fn revoke_api_key(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
         api_keys::revoke(self, id, now).await
+    }
+
+    async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError> {
+        tenants::changes(self, after).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

@@ -3,7 +3,7 @@
 use sqlx::{Row, SqliteConnection};
 
 use super::{SqliteStore, failure};
-use crate::store::{KeyRecord, StoreError, TenantRecord, rows, sql};
+use crate::store::{Change, KeyRecord, StoreError, TenantRecord, rows, sql};
 use crate::tenant::{KeyName, TenantId};
 
 pub(super) async fn insert_tenant(store: &SqliteStore, tenant: &TenantRecord) -> Result<(), StoreError> {
@@ -173,4 +173,13 @@ fn version_moved(found: Option<&sqlx::sqlite::SqliteRow>, what: &str, seen: u64)
         ),
         Some(Err(error)) => rows::unreadable("version of", what, error),
     }
+}
+
+pub(super) async fn changes(store: &SqliteStore, after: u64) -> Result<Vec<Change>, StoreError> {
+    let found = sqlx::query(sql::CHANGES)
+        .bind(i64::try_from(after).unwrap_or(i64::MAX))
+        .fetch_all(&store.readers)
+        .await
+        .map_err(failure::of)?;
+    found.iter().map(rows::change).collect()
 }

@@ -56,6 +56,8 @@ macro_rules! store_contract {
             an_api_key_is_inserted_whole_or_not_at_all
             api_keys_come_in_pages_all_of_them_or_one_tenants
             a_revocation_stands
+            changes_tell_whose_records_to_read_again
+            what_changes_nothing_is_no_change
             a_closed_store_says_that_it_is_unavailable
             random_histories_are_those_of_the_model
         );
@@ -617,6 +619,9 @@ pub(crate) async fn one_data_key_waits_for_each_scope<F: Fixture>() {
         assert_eq!(taken, Activation::Taken(Box::new(stored.clone())));
     }
     assert_eq!(store.dek(dek_id(3)).await.unwrap(), None);
+    assert_eq!(store.next_dek(&scope).await.unwrap().as_ref(), Some(&stored));
+    let elsewhere = scope_of_its_own(2);
+    assert_eq!(store.next_dek(&elsewhere).await.unwrap(), None);
     assert_eq!(store.active_dek(&scope).await.unwrap().unwrap().dek.id, dek_id(1), "the active one stays");
     assert_eq!(store.dek(dek_id(2)).await.unwrap(), Some(stored));
 }
@@ -635,9 +640,10 @@ pub(crate) async fn promotion_follows_the_predecessor_it_names<F: Fixture>() {
     // Another is active than the one named.
     assert_eq!(promote(9, 50).await, Some(active(1, &scope)));
     assert_eq!(state(&*store, 2).await, DekState::Next);
-    // It follows.
+    // It follows, and waits no more.
     let followed = DekRecord { state: DekState::Active, activated_at: Some(at(51)), ..next(2, &scope) };
     assert_eq!(promote(1, 51).await, Some(followed.clone()));
+    assert_eq!(store.next_dek(&scope).await.unwrap(), None);
     let retired = DekRecord { state: DekState::Retired, retired_at: Some(at(51)), ..active(1, &scope) };
     assert_eq!(store.dek(dek_id(1)).await.unwrap().unwrap().dek, retired);
     assert_eq!(store.active_dek(&scope).await.unwrap().unwrap().dek, followed);
@@ -677,9 +683,13 @@ pub(crate) async fn of_racing_promotions_one_promotes_and_all_get_the_same<F: Fi
     assert_eq!(state(&*here, 3).await, DekState::Next);
 }
 
+fn scope_of_its_own(n: u64) -> DekScope {
+    scope("acme", "default", &[("n", &n.to_string())])
+}
+
 /// Makes data key `n` in a scope of its own and walks it to a state.
 async fn dek_in(store: &dyn Store, n: u64, wanted: DekState) {
-    let scope = scope("acme", "default", &[("n", &n.to_string())]);
+    let scope = scope_of_its_own(n);
     if wanted == DekState::Next {
         store.insert_next_dek(&next(n, &scope), &one_form()).await.unwrap();
         return;
@@ -944,4 +954,118 @@ pub(crate) async fn a_revocation_stands<F: Fixture>() {
     let expected = ApiKeyRecord { revoked_at: Some(at(50)), ..api_key("k1", &["acme"]) };
     assert!(store.api_key("k1").await.unwrap().is_some_and(|found| found == expected));
     assert!(store.api_key("k2").await.unwrap().is_some_and(|found| found.revoked_at.is_none()));
+}
+
+// ---- changes ----
+
+/// Whose records have changed since the last call, in the order of the changes.
+async fn changed(store: &dyn Store, seen: &mut u64) -> Vec<Option<TenantId>> {
+    let changes = store.changes(*seen).await.unwrap();
+    for change in &changes {
+        assert!(change.seq > *seen, "{changes:?} after {seen}");
+        *seen = change.seq;
+    }
+    changes.into_iter().map(|change| change.tenant).collect()
+}
+
+/// Data key `n`, made at the moment at which [`form`] wraps it.
+fn made(n: u64, scope: &DekScope, state: DekState) -> DekRecord {
+    DekRecord::new(dek_id(n), scope.clone(), state, form("main", b"").wrapped_at)
+}
+
+pub(crate) async fn changes_tell_whose_records_to_read_again<F: Fixture>() {
+    let fixture = F::fresh().await;
+    let (store, there) = (fixture.open().await, fixture.open().await);
+    let (acme, beta) = (Some(tenant_id("acme")), Some(tenant_id("beta")));
+    let here = default_scope();
+    let mut seen = 0;
+    assert_eq!(changed(&*there, &mut seen).await, []);
+
+    store.insert_tenant(&tenant("acme")).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, std::slice::from_ref(&acme));
+    store.insert_key(&key("acme", "default")).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, std::slice::from_ref(&acme));
+    store.update_key(&key("acme", "default")).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, std::slice::from_ref(&acme));
+    store.update_tenant(&tenant("acme")).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, std::slice::from_ref(&acme));
+
+    // The predecessor's state is what changes.
+    store.activate_dek(None, &made(1, &here, DekState::Active), &one_form()).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, []);
+    let two = made(2, &here, DekState::Active);
+    store.activate_dek(Some(dek_id(1)), &two, &one_form()).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, std::slice::from_ref(&acme));
+    store.insert_next_dek(&made(3, &here, DekState::Next), &one_form()).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, []);
+    store.promote_next_dek(&here, dek_id(2), at(6)).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, std::slice::from_ref(&acme));
+    let later = WrappedRecord { wrapped_at: at(90), ..form("second", b"2") };
+    for form in [&later, &later] {
+        store.put_wrapped(dek_id(3), form).await.unwrap();
+        assert_eq!(changed(&*there, &mut seen).await, std::slice::from_ref(&acme));
+    }
+    store.remove_wrapped(dek_id(3), &kek("second")).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, std::slice::from_ref(&acme));
+    for (from, to) in [
+        (DekState::Active, DekState::Revoked),
+        (DekState::Revoked, DekState::Retired),
+        (DekState::Retired, DekState::Destroyed),
+    ] {
+        store.set_dek_state(dek_id(3), from, to, at(9)).await.unwrap();
+        assert_eq!(changed(&*there, &mut seen).await, std::slice::from_ref(&acme));
+    }
+
+    store.insert_api_key(&api_key("k1", &["acme"])).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, [None]);
+    store.revoke_api_key("k1", at(9)).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, [None]);
+
+    // Each stands once, with its latest change; whoever comes late sees them all, also after reopening.
+    store.insert_tenant(&tenant("beta")).await.unwrap();
+    store.insert_key(&key("beta", "default")).await.unwrap();
+    store.insert_key(&key("acme", "other")).await.unwrap();
+    store.insert_key(&key("beta", "other")).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, [acme.clone(), beta.clone()]);
+    let whole = [None, acme, beta];
+    assert_eq!(changed(&*there, &mut 0).await, whole);
+    store.close().await;
+    there.close().await;
+    let store = fixture.open().await;
+    assert_eq!(changed(&*store, &mut 0).await, whole);
+    assert_eq!(changed(&*store, &mut seen).await, []);
+    assert_eq!(store.changes(u64::MAX).await.unwrap(), []);
+    store.insert_key(&key("acme", "third")).await.unwrap();
+    assert_eq!(changed(&*store, &mut seen).await, [Some(tenant_id("acme"))]);
+}
+
+pub(crate) async fn what_changes_nothing_is_no_change<F: Fixture>() {
+    let (_fixture, store) = with_dek::<F>().await;
+    store.insert_api_key(&api_key("k1", &["acme"])).await.unwrap();
+    let before = store.changes(0).await.unwrap();
+    let here = default_scope();
+
+    assert_conflict(store.insert_tenant(&tenant("acme")).await);
+    assert_conflict(store.update_tenant(&TenantRecord { version: 9, ..tenant("acme") }).await);
+    assert_conflict(store.update_key(&KeyRecord { version: 9, ..key("acme", "default") }).await);
+    assert_missing(store.insert_key(&key("nobody", "default")).await);
+    store.activate_dek(None, &active(2, &here), &one_form()).await.unwrap();
+    assert_conflict(store.activate_dek(Some(dek_id(1)), &active(1, &here), &one_form()).await);
+    store.promote_next_dek(&here, dek_id(1), at(9)).await.unwrap();
+    assert_conflict(store.set_dek_state(dek_id(1), DekState::Retired, DekState::Revoked, at(9)).await);
+    assert_conflict(store.remove_wrapped(dek_id(1), &kek("main")).await);
+    store.remove_wrapped(dek_id(1), &kek("other")).await.unwrap();
+    assert_conflict(store.insert_api_key(&api_key("k1", &[])).await);
+    assert_missing(store.insert_api_key(&api_key("k2", &["nobody"])).await);
+    assert_missing(store.revoke_api_key("k2", at(9)).await);
+    // Usage is flushed every few seconds, and must not make everybody read everything again.
+    let usage = Usage {
+        id: dek_id(1),
+        messages: 1,
+        bytes: 1,
+        last_sealed_at: Some(at(9)),
+        last_opened_at: Some(at(9)),
+    };
+    store.add_usage(&[usage]).await.unwrap();
+    assert_eq!(store.changes(0).await.unwrap(), before);
 }

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use envelope::DataKeyId;
 use keyfold::clock::Timestamp;
 use keyfold::store::{
-    Activation, ApiKeyRecord, DekRecord, DekScope, DekState, EnvelopeWeight, KeyRecord, Status, Store,
-    StoreError, StoredDek, TenantRecord, Usage, WrappedRecord,
+    Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, EnvelopeWeight, KeyRecord, Status,
+    Store, StoreError, StoredDek, TenantRecord, Usage, WrappedRecord,
 };
 use keyfold::tenant::{Kek, KekId, KekRing, KeyName, TenantId, Verb};
 use proptest::prelude::*;
@@ -32,6 +32,7 @@ struct Tables {
     keys: BTreeMap<(TenantId, KeyName), KeyRecord>,
     deks: BTreeMap<[u8; 16], StoredDek>,
     api_keys: BTreeMap<String, ApiKeyRecord>,
+    changes: BTreeMap<Option<TenantId>, u64>,
 }
 
 fn conflict<T>() -> Result<T, StoreError> {
@@ -49,6 +50,11 @@ impl Model {
 }
 
 impl Tables {
+    fn note(&mut self, tenant: Option<&TenantId>) {
+        let last = self.changes.values().max().copied().unwrap_or(0);
+        self.changes.insert(tenant.cloned(), last + 1);
+    }
+
     fn in_state(&mut self, scope: &DekScope, state: DekState) -> Option<&mut StoredDek> {
         self.deks.values_mut().find(|stored| stored.dek.scope == *scope && stored.dek.state == state)
     }
@@ -87,6 +93,7 @@ impl Store for Model {
             return conflict();
         }
         tables.tenants.insert(tenant.id.clone(), TenantRecord { version: 1, ..tenant.clone() });
+        tables.note(Some(&tenant.id));
         Ok(())
     }
 
@@ -106,6 +113,7 @@ impl Store for Model {
         }
         let created_at = found.created_at;
         *found = TenantRecord { version: record.version + 1, created_at, ..record.clone() };
+        tables.note(Some(&record.id));
         Ok(())
     }
 
@@ -119,6 +127,7 @@ impl Store for Model {
             return conflict();
         }
         tables.keys.insert(id, KeyRecord { version: 1, ..key.clone() });
+        tables.note(Some(&key.tenant));
         Ok(())
     }
 
@@ -146,6 +155,7 @@ impl Store for Model {
         }
         let created_at = found.created_at;
         *found = KeyRecord { version: record.version + 1, created_at, ..record.clone() };
+        tables.note(Some(&record.tenant));
         Ok(())
     }
 
@@ -168,6 +178,7 @@ impl Store for Model {
         let done = tables.insert(new, wrapped)?;
         if let Some(active) = active {
             retire(tables.deks.get_mut(active.dek.id.as_bytes()).unwrap(), new.created_at);
+            tables.note(Some(&new.scope.tenant));
         }
         Ok(done)
     }
@@ -206,11 +217,17 @@ impl Store for Model {
         let next = tables.in_state(scope, DekState::Next).unwrap();
         next.dek.state = DekState::Active;
         next.dek.activated_at = Some(now);
-        Ok(Some(next.clone()))
+        let promoted = next.clone();
+        tables.note(Some(&scope.tenant));
+        Ok(Some(promoted))
     }
 
     async fn active_dek(&self, scope: &DekScope) -> Result<Option<StoredDek>, StoreError> {
         Ok(self.tables().in_state(scope, DekState::Active).map(|stored| stored.clone()))
+    }
+
+    async fn next_dek(&self, scope: &DekScope) -> Result<Option<StoredDek>, StoreError> {
+        Ok(self.tables().in_state(scope, DekState::Next).map(|stored| stored.clone()))
     }
 
     async fn dek(&self, id: DataKeyId) -> Result<Option<StoredDek>, StoreError> {
@@ -263,6 +280,7 @@ impl Store for Model {
             }
             DekState::Next => {}
         }
+        tables.note(Some(&found.dek.scope.tenant));
         Ok(())
     }
 
@@ -275,6 +293,8 @@ impl Store for Model {
         stored.wrapped.retain(|form| form.kek != wrapped.kek);
         stored.wrapped.push(wrapped.clone());
         stored.wrapped.sort_by(|a, b| a.kek.cmp(&b.kek));
+        let tenant = stored.dek.scope.tenant.clone();
+        tables.note(Some(&tenant));
         Ok(())
     }
 
@@ -284,7 +304,11 @@ impl Store for Model {
         if stored.wrapped.len() == 1 && stored.wrapped[0].kek == *kek {
             return conflict();
         }
-        stored.wrapped.retain(|form| form.kek != *kek);
+        if stored.wrapped.iter().any(|form| form.kek == *kek) {
+            stored.wrapped.retain(|form| form.kek != *kek);
+            let tenant = stored.dek.scope.tenant.clone();
+            tables.note(Some(&tenant));
+        }
         Ok(())
     }
 
@@ -316,6 +340,7 @@ impl Store for Model {
         record.verbs.sort();
         record.verbs.dedup();
         tables.api_keys.insert(key.id.clone(), record);
+        tables.note(None);
         Ok(())
     }
 
@@ -341,7 +366,20 @@ impl Store for Model {
         let mut tables = self.tables();
         let Some(key) = tables.api_keys.get_mut(id) else { return missing() };
         key.revoked_at = key.revoked_at.or(Some(now));
+        tables.note(None);
         Ok(())
+    }
+
+    async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError> {
+        let tables = self.tables();
+        let mut changes: Vec<_> = tables
+            .changes
+            .iter()
+            .filter(|(_, seq)| **seq > after)
+            .map(|(tenant, seq)| Change { seq: *seq, tenant: tenant.clone() })
+            .collect();
+        changes.sort_by_key(|change| change.seq);
+        Ok(changes)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
@@ -497,11 +535,11 @@ async fn play(store: &dyn Store, call: &Call, now: Timestamp) -> String {
         Call::Activate { scope, predecessor, current, dek, forms } => {
             let predecessor = if *current { active_of(scope).await } else { predecessor.map(dek_id) };
             let new = DekRecord::new(dek_id(*dek), scope.clone(), DekState::Active, now);
-            shown(store.activate_dek(predecessor, &new, forms).await)
+            shown(store.activate_dek(predecessor, &new, &made(forms, now)).await)
         }
         Call::InsertNext { scope, dek, forms } => {
             let next = DekRecord::new(dek_id(*dek), scope.clone(), DekState::Next, now);
-            shown(store.insert_next_dek(&next, forms).await)
+            shown(store.insert_next_dek(&next, &made(forms, now)).await)
         }
         Call::Promote { scope, predecessor, current } => {
             let named = if *current { active_of(scope).await } else { None };
@@ -525,9 +563,17 @@ async fn play(store: &dyn Store, call: &Call, now: Timestamp) -> String {
     }
 }
 
+/// These wrapped forms as they are at the making of their data key.
+fn made(forms: &[WrappedRecord], now: Timestamp) -> Vec<WrappedRecord> {
+    forms.iter().map(|form| WrappedRecord { wrapped_at: now, ..form.clone() }).collect()
+}
+
 /// Everything that can be read.
 async fn dump(store: &dyn Store) -> Vec<String> {
     let mut all = vec![shown(store.tenants(None, 100).await)];
+    // Their order; how the numbers grow is the store's own affair.
+    let changes = store.changes(0).await.unwrap();
+    all.push(shown(Ok(changes.into_iter().map(|change| change.tenant).collect::<Vec<_>>())));
     for tenant in TENANTS.map(tenant_id) {
         all.push(shown(store.tenant(&tenant).await));
         all.push(shown(store.keys(&tenant, None, 100).await));
@@ -537,6 +583,7 @@ async fn dump(store: &dyn Store) -> Vec<String> {
             for bound in [&[][..], &[("a", "1")]] {
                 let scope = scope(tenant.as_str(), key.as_str(), bound);
                 all.push(shown(store.active_dek(&scope).await));
+                all.push(shown(store.next_dek(&scope).await));
             }
         }
         let held = store.api_keys(Some(&tenant), None, 100).await.unwrap();

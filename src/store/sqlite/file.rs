@@ -22,10 +22,10 @@ pub(super) async fn prepare(path: &Path, options: &SqliteOptions) -> Result<(), 
     check_folder(folder_of(path))?;
     // In this order: another process that makes the registry right now makes the file first, the log later.
     let log = beside(path, "-wal");
-    let log_exists = log.try_exists().map_err(|error| unusable(path, error))?;
+    let log_holds_changes = fs::metadata(&log).is_ok_and(|log| log.len() > 0);
     match fs::metadata(path) {
-        Ok(found) => check_file(path, &found, log_exists),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && log_exists => {
+        Ok(found) => check_file(path, &found, log_holds_changes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && log_holds_changes => {
             // SQLite would replay this log into a new database: the wrong pages in the wrong file.
             let why = format!(
                 "it is gone, but its log {} is there: put the database back beside it, or move the log away as well",
@@ -59,7 +59,7 @@ fn check_folder(folder: &Path) -> Result<(), StoreError> {
 /// it can copy an API key's hash into a row with more tenants and verbs. So access by others is refused and not
 /// warned about: a warning in a log is read after the harm. The group may have access, because that is how
 /// container platforms hand a volume to a service (`fsGroup` makes files 0660).
-fn check_file(path: &Path, found: &Metadata, log_exists: bool) -> Result<(), StoreError> {
+fn check_file(path: &Path, found: &Metadata, log_holds_changes: bool) -> Result<(), StoreError> {
     if !found.is_file() {
         return Err(unusable(path, "it is not a file"));
     }
@@ -96,7 +96,7 @@ fn check_file(path: &Path, found: &Metadata, log_exists: bool) -> Result<(), Sto
     };
     // SQLite notices missing pages itself, but fills up a last page that is incomplete. Where there is a log, a
     // copying that was interrupted may have left one, and the log has it whole.
-    if !log_exists && !found.len().is_multiple_of(page_bytes) {
+    if !log_holds_changes && !found.len().is_multiple_of(page_bytes) {
         return Err(unusable(path, "it was cut off in the middle of a page: restore a backup"));
     }
     Ok(())

@@ -50,6 +50,7 @@ pub(super) async fn use_wal(connection: &mut SqliteConnection, wait_max: Duratio
 /// processes that start at once the second finds the work done.
 pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let mut change = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failure::of)?;
+    // Again, now that nobody else can migrate in between.
     refuse_what_is_not_ours(&mut change).await?;
     let mut migrator = Migrator::with_migrations(
         MIGRATIONS
@@ -64,7 +65,8 @@ pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<(), Sto
     change.commit().await.map_err(failure::of)
 }
 
-async fn refuse_what_is_not_ours(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+/// Refuses a database of another program, or of a newer keyfold. One without tables is a registry to be.
+pub(super) async fn refuse_what_is_not_ours(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     let tables = sqlx::query(USER_TABLES).fetch_all(&mut *connection).await.map_err(failure::of)?;
     if tables.is_empty() {
         return Ok(());

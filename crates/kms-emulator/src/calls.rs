@@ -159,3 +159,23 @@ impl CallLog {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_calls_make_room_and_outcomes_find_their_call() {
+        let log = CallLog::default();
+        let numbers: Vec<u64> = (0..=KEPT).map(|_| log.begin(Arrival::default(), Timestamp(0))).collect();
+        log.finish(numbers[0], Outcome::Reset);
+        log.finish(numbers[1], Outcome::Ok);
+        let calls = log.since(Mark(0));
+        assert_eq!((calls.len(), calls[0].number), (KEPT, numbers[1]));
+        assert!(calls[0].is_ok());
+        assert!(calls[1..].iter().all(|call| call.outcome == Outcome::Pending));
+        log.clear();
+        log.finish(numbers[KEPT], Outcome::Ok);
+        assert!(log.since(Mark(0)).is_empty());
+    }
+}

@@ -204,16 +204,15 @@ impl State {
     fn rotate_due(&mut self, now: Timestamp) -> Result<bool, crate::error::KmsError> {
         let mut changed = false;
         for (id, family) in &mut self.families {
+            let Some(mut rotation) = family.rotation.filter(|rotation| rotation.next <= now) else {
+                continue;
+            };
             let primary = key_arn(&family.primary_region, &family.account, id);
             // AWS does not rotate a key that is disabled or on its way out.
             if self.keys.get(&primary).is_none_or(|key| key.status != Status::Enabled) {
                 continue;
             }
-            let Some(mut rotation) = family.rotation else { continue };
             // However much time has passed, AWS makes up for it with one rotation.
-            if rotation.next > now {
-                continue;
-            }
             family.materials.push(Material::generate(Some((now, RotationType::Automatic)))?);
             while rotation.next <= now {
                 rotation.next = rotation.next.plus(days_long(rotation.period_days.max(1)));

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use aws_sdk_kms::error::SdkError;
+use aws_sdk_kms::error::{ProvideErrorMetadata as _, SdkError};
 use kms_emulator::{CreateKey, Emulator, Fault, FaultScope, Outcome};
 
-use crate::world::{FRANKFURT, IRELAND, blob_of, client, code, control, data_key, refused, start};
+use crate::world::{FRANKFURT, IRELAND, blob_of, client, code, control, data_key, raw, refused, start};
 
 const PATIENCE: Duration = Duration::from_millis(300);
 
@@ -16,16 +16,18 @@ async fn errors_of_the_service_hit_their_region_and_operation_only() {
     let far = kms.create_key(FRANKFURT, CreateKey::new()).unwrap();
     let (ireland, frankfurt) = (client(&kms, IRELAND), client(&kms, FRANKFURT));
     let blob = blob_of(&data_key(&ireland, &key).await);
-    for (fault, expected) in [
-        (Fault::Internal, "KMSInternalException"),
-        (Fault::DependencyTimeout, "DependencyTimeoutException"),
-        (Fault::KeyUnavailable, "KeyUnavailableException"),
-        (Fault::Unavailable, "ServiceUnavailableException"),
-        (Fault::Deny, "AccessDeniedException"),
-        (Fault::throttle(0), "ThrottlingException"),
+    for (fault, status, expected) in [
+        (Fault::Internal, 500, "KMSInternalException"),
+        (Fault::DependencyTimeout, 500, "DependencyTimeoutException"),
+        (Fault::KeyUnavailable, 500, "KeyUnavailableException"),
+        (Fault::Unavailable, 503, "ServiceUnavailableException"),
+        (Fault::Deny, 400, "AccessDeniedException"),
+        (Fault::throttle(0), 400, "ThrottlingException"),
     ] {
         kms.faults().set(FaultScope::region(IRELAND).operation("Decrypt"), fault);
-        assert_eq!(code(ireland.decrypt().ciphertext_blob(blob.clone()).send().await), expected);
+        let error = ireland.decrypt().ciphertext_blob(blob.clone()).send().await.unwrap_err();
+        assert_eq!(error.raw_response().unwrap().status().as_u16(), status);
+        assert_eq!(error.code(), Some(expected));
         let injected = Outcome::Error { code: expected.to_owned(), injected: true };
         assert_eq!(kms.calls().pop().unwrap().outcome, injected);
         data_key(&ireland, &key).await;
@@ -144,7 +146,7 @@ async fn a_black_hole_never_answers() {
     let mut held = Box::pin(ireland.generate_data_key().key_id(&key).number_of_bytes(32).send());
     assert!(tokio::time::timeout(PATIENCE, &mut held).await.is_err());
     assert_eq!(kms.calls()[0].outcome, Outcome::Pending);
-    data_key(&frankfurt, &far).await;
+    tokio::time::timeout(Duration::from_secs(5), data_key(&frankfurt, &far)).await.unwrap();
 
     // Clearing the fault does not give back what it has swallowed.
     kms.faults().clear();
@@ -209,5 +211,17 @@ async fn faults_are_set_and_cleared_over_http() {
     assert_eq!(code(generate().await), "ThrottlingException");
     assert!(generate().await.is_ok());
     control(&kms, "DELETE", "faults", "").await;
+    // A misspelt scope is refused; it would hit everything.
+    let body = r#"{"regoin": "eu-west-1", "fault": {"kind": "internal"}}"#;
+    let answer = raw(
+        &kms,
+        &format!(
+            "POST /_emulator/faults HTTP/1.1\r\nHost: emulator\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ),
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 422"), "{answer}");
     assert!(kms.faults().list().is_empty());
 }

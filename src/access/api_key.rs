@@ -170,6 +170,7 @@ impl ApiKeys {
     }
 
     async fn from_store(&self, id: &str) -> Result<Arc<Known>, AuthenticationError> {
+        self.watch.ensure_current().await?;
         let seen_mark = self.mark.now();
         let unknown = AuthenticationError::Refused("no such API key");
         if self.unknown.get(id) == Some(seen_mark) && self.watch.is_current(self.clock.monotonic()) {

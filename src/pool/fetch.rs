@@ -63,6 +63,7 @@ impl Wanted {
 impl Fetch {
     /// Brings a data key into memory, from the registry or from what an envelope brings.
     pub(super) async fn open(&self, wanted: &Wanted) -> Result<Arc<LiveDek>, PoolError> {
+        self.watch.ensure_current().await?;
         let seen_mark = self.directory.mark(&wanted.tenant).now();
         let tenant = self.directory.tenant(&wanted.tenant).await?;
         match &wanted.brought {
@@ -85,6 +86,7 @@ impl Fetch {
     /// The data key that encrypts for this scope: the one in memory, the registry's, the one that waits, or a new
     /// one.
     pub(super) async fn active(&self, scope: &DekScope, bytes: u64) -> Result<Arc<LiveDek>, PoolError> {
+        self.watch.ensure_current().await?;
         let seen_mark = self.directory.mark(&scope.tenant).now();
         let tenant = self.directory.tenant(&scope.tenant).await?;
         let key = self.directory.key(&scope.tenant, &scope.key).await?;

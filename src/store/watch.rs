@@ -64,11 +64,19 @@ impl ChangeWatch {
         let mut seen = self.seen.lock().await;
         let changes = self.store.changes(*seen).await?;
         for change in changes {
-            self.mark(change.tenant.as_ref()).0.fetch_add(1, Ordering::AcqRel);
+            // A tenant without a mark has nothing in memory that could be out of date.
+            if let Some(mark) = self.marks.pin().get(&change.tenant) {
+                mark.0.fetch_add(1, Ordering::AcqRel);
+            }
             *seen = (*seen).max(change.seq);
         }
         self.extend();
         Ok(())
+    }
+
+    /// Polls, if the last answer of the registry is too old for what is in memory to be used.
+    pub async fn ensure_current(&self) -> Result<(), StoreError> {
+        if self.is_current(self.clock.monotonic()) { Ok(()) } else { self.poll().await }
     }
 
     fn extend(&self) {

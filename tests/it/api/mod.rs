@@ -1,0 +1,3 @@
+//! A file for each verb: what it does when it is used as the interface says.
+
+mod encrypt;

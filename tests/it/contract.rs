@@ -101,7 +101,8 @@ fn validate(value: &Value, schema: &Value, at: &str, faults: &mut Vec<String>) {
     if let Some(all) = schema["allOf"].as_array() {
         let mut merged = serde_json::json!({"type": "object", "properties": {}, "required": []});
         for part in all {
-            let target = part["$ref"].as_str().map_or(part, |reference| DOCUMENT.pointer(&reference[1..]).unwrap());
+            let target =
+                part["$ref"].as_str().map_or(part, |reference| DOCUMENT.pointer(&reference[1..]).unwrap());
             for (name, property) in target["properties"].as_object().unwrap() {
                 merged["properties"][name] = property.clone();
             }

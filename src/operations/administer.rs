@@ -242,7 +242,8 @@ impl Operations {
         let revoked = async {
             if !is_api_key_id(id) {
                 return Err(OperationError::Invalid(
-                    "this is not an API key's id: name the 16 characters that follow kf_ in its token".to_owned(),
+                    "this is not an API key's id: name the 16 characters that follow kf_ in its token"
+                        .to_owned(),
                 ));
             }
             let missing =

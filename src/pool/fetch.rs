@@ -9,6 +9,7 @@ use envelope::{DataKey, DataKeyId, EncryptionContext, WrappedDataKey, WrappedKey
 use super::PoolError;
 use super::cache::Cache;
 use super::directory::Directory;
+use super::flights::Destination;
 use super::live::{Facts, Lifetimes, LiveDek};
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
@@ -51,12 +52,28 @@ impl Hash for Wanted {
 }
 
 impl Wanted {
+    pub(super) fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
     pub(super) fn registered(tenant: &TenantId, id: DataKeyId) -> Self {
         Self { tenant: tenant.clone(), id, brought: None }
     }
 
     pub(super) fn brought(tenant: &TenantId, id: DataKeyId, section: &WrappedKeys) -> Self {
         Self { tenant: tenant.clone(), id, brought: Some(section.clone()) }
+    }
+}
+
+impl Destination for Wanted {
+    fn brought_bytes(&self) -> usize {
+        self.brought.as_ref().map_or(0, |section| section.as_bytes().len())
+    }
+}
+
+impl Destination for DekScope {
+    fn brought_bytes(&self) -> usize {
+        0
     }
 }
 

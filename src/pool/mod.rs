@@ -217,9 +217,11 @@ impl DekPool {
         for _ in 0..3 {
             let fetch = Arc::clone(&self.fetch);
             let wanted = scope.clone();
-            let good = |live: &Arc<LiveDek>| self.serves(live, bytes);
+            let pool = self.clone();
+            let good = move |live: &Arc<LiveDek>| pool.serves(live, bytes);
             let work = async move { fetch.active(&wanted, bytes).await };
-            self.active_flights.join(scope.clone(), good, work).await?;
+            let mark = self.fetch.directory.mark(&scope.tenant);
+            self.active_flights.join(scope.clone(), mark, good, work).await?;
             if let Some(sealing) = self.hot(scope, bytes) {
                 return Ok(sealing);
             }
@@ -298,10 +300,10 @@ impl DekPool {
     }
 
     async fn open(&self, wanted: Wanted) -> Result<Arc<LiveDek>, PoolError> {
-        let fetch = Arc::clone(&self.fetch);
-        let good = |live: &Arc<LiveDek>| live.usable(self.fetch.clock.monotonic()).is_some();
-        let key = wanted.clone();
-        self.open_flights.join(key, good, async move { fetch.open(&wanted).await }).await
+        let (fetch, clock) = (Arc::clone(&self.fetch), self.fetch.clock.clone());
+        let good = move |live: &Arc<LiveDek>| live.usable(clock.monotonic()).is_some();
+        let (key, mark) = (wanted.clone(), self.fetch.directory.mark(wanted.tenant()));
+        self.open_flights.join(key, mark, good, async move { fetch.open(&wanted).await }).await
     }
 
     fn hot_opening(

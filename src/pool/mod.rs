@@ -135,7 +135,7 @@ pub struct Opening {
     pub key: Arc<DataKey>,
     /// What it serves: the tenant, the key's name, and the context bound to the data key.
     pub scope: DekScope,
-    /// Whether it still encrypts.
+    /// Whether it still encrypts: its time is not over, and its KEKs are those of the tenant's ring.
     pub active: bool,
     /// What an embedded envelope would carry today.
     pub embedded: WrappedKeys,
@@ -279,7 +279,7 @@ impl DekPool {
         for _ in 0..3 {
             let live = self.fetch_for(tenant, head).await?;
             if let Some((key, facts)) = live.usable(self.fetch.clock.monotonic()) {
-                let opening = opening(&live, key, &facts)?;
+                let opening = opening(&live, key, &facts, self.fetch.clock.monotonic())?;
                 return Ok((live, opening));
             }
         }
@@ -318,7 +318,7 @@ impl DekPool {
             return None;
         }
         let (key, facts) = live.usable(now)?;
-        let opening = opening(&live, key, &facts);
+        let opening = opening(&live, key, &facts, now);
         Some(opening.map(|opening| (live, opening)))
     }
 
@@ -355,14 +355,14 @@ impl DekPool {
     }
 }
 
-fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts) -> Result<Opening, PoolError> {
+fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts, now: Duration) -> Result<Opening, PoolError> {
     match facts.state {
         DekState::Revoked => Err(PoolError::Revoked),
         DekState::Destroyed => Err(PoolError::Destroyed),
         DekState::Next | DekState::Active | DekState::Retired => Ok(Opening {
             key,
             scope: live.scope.clone(),
-            active: facts.state == DekState::Active,
+            active: facts.state == DekState::Active && now < facts.retires_at,
             embedded: facts.section.clone(),
             weight: facts.policy.envelope,
         }),

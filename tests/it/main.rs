@@ -6,6 +6,7 @@ mod caller;
 mod contract;
 mod keyring_file;
 mod kms_contract;
+mod pool;
 mod probes;
 mod service;
 mod store_contract;

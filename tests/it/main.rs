@@ -1,6 +1,7 @@
 //! The tests of the whole: what a user of the service, its command line or its rooms could notice.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends with a panic")]
 
+mod airports;
 mod api;
 mod caller;
 mod contract;

@@ -1,22 +1,15 @@
 //! Real input: every field of a public data set of 3,376 airports, through the HTTP server and back.
 
-use std::net::SocketAddr;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use keyfold::tenant::Verb;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufStream};
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 
 use crate::caller::{plaintext, text};
+use crate::lanes::post_all;
 use crate::service::World;
 
 const AIRPORTS: &str = include_str!("../data/airports.csv");
-/// How many connections are in use at once, and how many requests each sends ahead.
-const LANES: usize = 8;
-const AHEAD: usize = 16;
 
 /// A field, and where it stands: row and column are its context.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,61 +50,6 @@ fn fields() -> Vec<Field> {
             columns.iter().zip(&row).map(|cell| field(&row, cell)).collect::<Vec<_>>()
         })
         .collect()
-}
-
-/// Sends every body to `path`, and gives the answers in order. Over a few connections of its own, a few requests ahead:
-/// there are some hundred thousand, and a full client would take most of the test's time.
-async fn post_all(
-    address: SocketAddr,
-    token: &str,
-    path: &'static str,
-    bodies: Vec<String>,
-) -> Vec<(u16, Value)> {
-    let (mut lanes, lane_items) = (JoinSet::new(), bodies.len().div_ceil(LANES));
-    for (lane, bodies) in bodies.chunks(lane_items).enumerate() {
-        let (bodies, token) = (bodies.to_vec(), token.to_owned());
-        lanes.spawn(async move {
-            let mut stream = BufStream::new(TcpStream::connect(address).await.unwrap());
-            let mut answers = Vec::with_capacity(bodies.len());
-            for batch in bodies.chunks(AHEAD) {
-                for body in batch {
-                    let request = format!(
-                        "POST {path} HTTP/1.1\r\nhost: keyfold\r\nauthorization: Bearer {token}\r\n\
-                         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-                        body.len()
-                    );
-                    stream.write_all(request.as_bytes()).await.unwrap();
-                }
-                stream.flush().await.unwrap();
-                for _ in batch {
-                    answers.push(read_answer(&mut stream).await);
-                }
-            }
-            (lane, answers)
-        });
-    }
-    let mut done = lanes.join_all().await;
-    done.sort_by_key(|(lane, _)| *lane);
-    done.into_iter().flat_map(|(_, answers)| answers).collect()
-}
-
-async fn read_answer(stream: &mut BufStream<TcpStream>) -> (u16, Value) {
-    let (mut status, mut length, mut line) = (0, 0, String::new());
-    loop {
-        line.clear();
-        stream.read_line(&mut line).await.unwrap();
-        let text = line.trim_end();
-        if let Some(rest) = text.strip_prefix("HTTP/1.1 ") {
-            status = rest[..3].parse().unwrap();
-        } else if let Some(rest) = text.strip_prefix("content-length: ") {
-            length = rest.parse().unwrap();
-        } else if text.is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await.unwrap();
-    (status, serde_json::from_slice(&body).unwrap())
 }
 
 fn context(field: &Field) -> Value {

@@ -3,10 +3,13 @@
 
 mod airports;
 mod api;
+mod bad_input;
 mod caller;
 mod contract;
+mod forgeries;
 mod keyring_file;
 mod kms_contract;
+mod lanes;
 mod pool;
 mod probes;
 mod service;

@@ -102,6 +102,12 @@ impl LocalKeyRing {
         Ok(ring)
     }
 
+    /// Whether the file says of itself that it is a key ring without encryption, made for development. False where
+    /// it cannot be read: opening it tells why.
+    pub fn is_unencrypted(path: &Path) -> bool {
+        std::fs::read(path).is_ok_and(|bytes| format::says_clear(&bytes))
+    }
+
     /// The key ring's file.
     pub fn path(&self) -> &Path {
         &self.0.path

@@ -6,6 +6,8 @@
 //! it once made ([`KmsError::Damaged`]).
 
 pub mod local;
+pub mod ring;
+pub mod router;
 
 use std::sync::Arc;
 

@@ -1,7 +1,12 @@
 //! The registry: what must outlive the process. Tenants, keys, data keys in wrapped form, API keys.
 //!
-//! [`Store`] is the contract; `sqlite` is the embedded default. The store never sees a plaintext data key, nor an
+//! [`Store`] is the contract; [`sqlite`] is the embedded default. The store never sees a plaintext data key, nor an
 //! API key's secret.
+
+mod rows;
+mod sql;
+pub mod sqlite;
+pub mod watch;
 
 use std::sync::Arc;
 
@@ -15,7 +20,9 @@ use crate::tenant::{Kek, KekId, KekRing, KeyName, TenantId, Verb};
 /// cut. A change is whole or not at all. Several processes may use one store at once.
 ///
 /// Contract, tested for every implementation by `tests/it/store_contract.rs`. Lists are ordered by name or id and
-/// paged: `after` is the last one of the page before, `limit` how many at most.
+/// paged: `after` is the last one of the page before, `limit` how many at most. A record and what belongs to it (a
+/// data key and its wrapped forms) are read in one step. Counts above `i64::MAX` are kept as `i64::MAX`, which is
+/// what databases can hold.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Adds a tenant, at version 1. [`StoreError::Conflict`] where its id is taken.
@@ -52,7 +59,12 @@ pub trait Store: Send + Sync {
 
     /// Makes `new` the active data key of its scope in one step, together with its wrapped forms, and retires
     /// `predecessor` (at `new.created_at`). Where the scope's active data key is another than `predecessor` (a
-    /// replica was faster), nothing is written and that one is returned.
+    /// replica was faster), nothing is written and that one is returned; so a caller who tries again after he lost
+    /// an answer finds his own. Where none is active (an operator retired it), `new` takes the place.
+    ///
+    /// [`StoreError::Missing`] where there is no such key. [`StoreError::Conflict`] where the id is taken, where
+    /// `new` is not in state [`DekState::Active`], or where no wrapped form comes with it: nobody could ever open
+    /// what it seals.
     async fn activate_dek(
         &self,
         predecessor: Option<DataKeyId>,
@@ -61,7 +73,8 @@ pub trait Store: Send + Sync {
     ) -> Result<Activation, StoreError>;
 
     /// Puts `next` (state [`DekState::Next`]) in store as the data key that will follow its scope's active one.
-    /// Where the scope has one waiting already, nothing is written and that one is returned.
+    /// Where the scope has one waiting already, nothing is written and that one is returned. Refuses what
+    /// [`Store::activate_dek`] refuses.
     async fn insert_next_dek(
         &self,
         next: &DekRecord,
@@ -70,7 +83,7 @@ pub trait Store: Send + Sync {
 
     /// Makes the scope's waiting data key the active one in one step, and retires `predecessor` at `now`. Returns
     /// the data key that is active afterwards: where the active one is another than `predecessor`, or none waits,
-    /// nothing is written.
+    /// nothing is written. Where none is active, the waiting one takes the place.
     async fn promote_next_dek(
         &self,
         scope: &DekScope,
@@ -80,6 +93,9 @@ pub trait Store: Send + Sync {
 
     /// The scope's active data key with its wrapped forms.
     async fn active_dek(&self, scope: &DekScope) -> Result<Option<StoredDek>, StoreError>;
+
+    /// The data key that waits to follow the scope's active one.
+    async fn next_dek(&self, scope: &DekScope) -> Result<Option<StoredDek>, StoreError>;
 
     /// A data key by its id, in whatever state.
     async fn dek(&self, id: DataKeyId) -> Result<Option<StoredDek>, StoreError>;
@@ -94,7 +110,9 @@ pub trait Store: Send + Sync {
     ) -> Result<Vec<StoredDek>, StoreError>;
 
     /// Moves a data key from one state to another and stamps the time. [`StoreError::Conflict`] where it is not in
-    /// state `from`, [`StoreError::Missing`] where there is none.
+    /// state `from`, or where [`DekState::may_become`] has no such step; [`StoreError::Missing`] where there is none.
+    /// What becomes [`DekState::Destroyed`] loses all its wrapped forms in the same step. What is taken back
+    /// (revoked to retired) is no longer stamped as revoked.
     async fn set_dek_state(
         &self,
         id: DataKeyId,
@@ -103,17 +121,21 @@ pub trait Store: Send + Sync {
         now: Timestamp,
     ) -> Result<(), StoreError>;
 
-    /// Adds or replaces the wrapped form of a data key under one KEK.
+    /// Adds or replaces the wrapped form of a data key under one KEK. [`StoreError::Missing`] where there is no such
+    /// data key. [`StoreError::Conflict`] where it is destroyed: a rewrapping that was under way while somebody
+    /// destroyed it does not bring it back.
     async fn put_wrapped(&self, id: DataKeyId, wrapped: &WrappedRecord) -> Result<(), StoreError>;
 
     /// Removes the wrapped form of a data key under one KEK; nothing happens where there is none.
+    /// [`StoreError::Conflict`] where it is the last one: a data key is destroyed by [`Store::set_dek_state`], and
+    /// never by mistake.
     async fn remove_wrapped(&self, id: DataKeyId, kek: &KekId) -> Result<(), StoreError>;
 
     /// Adds to the usage counts of data keys, in one step for all. An unknown id is passed over.
     async fn add_usage(&self, usage: &[Usage]) -> Result<(), StoreError>;
 
-    /// Adds an API key. [`StoreError::Conflict`] where its id is taken, [`StoreError::Missing`] where a tenant that
-    /// it names does not exist.
+    /// Adds an API key, with its tenants and verbs sorted and none twice. [`StoreError::Conflict`] where its id is
+    /// taken, [`StoreError::Missing`] where a tenant that it names does not exist.
     async fn insert_api_key(&self, key: &ApiKeyRecord) -> Result<(), StoreError>;
 
     /// An API key by its id.
@@ -130,6 +152,11 @@ pub trait Store: Send + Sync {
     /// Marks an API key as revoked from `now` on. An earlier revocation stands. [`StoreError::Missing`] where there
     /// is none.
     async fn revoke_api_key(&self, id: &str, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Which tenants have changed after the change numbered `after` (0 for all): their records, keys, data keys'
+    /// states or wrapped forms (but not the making of a data key, nor usage counts). A change of an API key stands
+    /// under no tenant. Each stands once, with its latest change, in the order of the changes.
+    async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError>;
 
     /// Whether the store answers: a cheap read.
     async fn ping(&self) -> Result<(), StoreError>;
@@ -161,6 +188,10 @@ pub enum StoreError {
         /// The newest version that this program knows.
         known: i64,
     },
+    /// The database as a whole cannot be used, and waiting does not help: not a database, damaged, another
+    /// program's, or with permissions that let others in.
+    #[error("the registry cannot be used: {0}")]
+    Unusable(Arc<str>),
     /// A record cannot be read: somebody else wrote into the database, or it is damaged.
     #[error("a record in the registry cannot be read: {0}")]
     Unreadable(Arc<str>),
@@ -192,6 +223,19 @@ pub enum Status {
     Enabled,
     /// Its administrator has switched it off: nothing is encrypted or decrypted until he switches it on again.
     Disabled,
+}
+
+impl Status {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Enabled, Self::Disabled];
+
+    /// The status's name, the same in the registry and the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enabled => "enabled",
+            Self::Disabled => "disabled",
+        }
+    }
 }
 
 /// A key as stored: a named policy of a tenant.
@@ -245,6 +289,19 @@ pub enum EnvelopeWeight {
     Embedded,
     /// Nothing: 92 bytes of overhead, and the registry is needed to open it.
     Compact,
+}
+
+impl EnvelopeWeight {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Embedded, Self::Compact];
+
+    /// The weight's name, the same in the registry and the API.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Embedded => "embedded",
+            Self::Compact => "compact",
+        }
+    }
 }
 
 /// What one active data key serves: a key of a tenant, for one value of the key-bound context (mostly empty).
@@ -307,7 +364,7 @@ impl DekRecord {
     }
 }
 
-/// Where a data key is in its life.
+/// Where a data key is in its life. [`DekState::may_become`] has the steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DekState {
     /// Made ahead of time; waits to follow the active one.
@@ -323,6 +380,21 @@ pub enum DekState {
 }
 
 impl DekState {
+    /// Every state, in the order of a data key's life.
+    pub const ALL: [Self; 5] = [Self::Next, Self::Active, Self::Retired, Self::Revoked, Self::Destroyed];
+
+    /// Whether a data key may go from this state to that one. Forward, with two exceptions: a revoked one can be
+    /// taken back, and then opens what it sealed but seals nothing more; a destroyed one never changes.
+    pub const fn may_become(self, to: Self) -> bool {
+        match self {
+            Self::Next => matches!(to, Self::Active | Self::Retired | Self::Revoked | Self::Destroyed),
+            Self::Active => matches!(to, Self::Retired | Self::Revoked | Self::Destroyed),
+            Self::Retired => matches!(to, Self::Revoked | Self::Destroyed),
+            Self::Revoked => matches!(to, Self::Retired | Self::Destroyed),
+            Self::Destroyed => false,
+        }
+    }
+
     /// The state's name, the same in the registry, the API and the metrics.
     pub const fn name(self) -> &'static str {
         match self {
@@ -379,6 +451,15 @@ pub struct Usage {
     pub last_sealed_at: Option<Timestamp>,
     /// When it last opened something; an older time never replaces a newer one.
     pub last_opened_at: Option<Timestamp>,
+}
+
+/// Says that something of a tenant changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The change's number; later ones have larger numbers.
+    pub seq: u64,
+    /// Whose records; none for what belongs to no single tenant.
+    pub tenant: Option<TenantId>,
 }
 
 /// An API key as stored: without its secret.

@@ -18,8 +18,8 @@ pub(crate) fn sealed_bytes(plaintext_bytes: usize) -> usize {
     plaintext_bytes.saturating_add(segments.saturating_mul(TAG_BYTES))
 }
 
-/// How long the message in a body of this length is, if any body has this length: the last segment is never empty
-/// unless it is the only one.
+/// How long the message in a body of this length is, if any body has this length: the last segment is never
+/// empty unless it is the only one.
 pub(crate) fn plaintext_bytes(body_bytes: usize) -> Result<usize, OpenError> {
     let segments = body_bytes.div_ceil(SEALED_SEGMENT_BYTES);
     let plaintext = body_bytes.checked_sub(segments * TAG_BYTES).ok_or(OpenError::Damaged)?;
@@ -73,8 +73,9 @@ pub(crate) fn append_opened(
 
 /// Seals the message at the front of `body`, whose length is the sealed length, so that it fills `body`.
 ///
-/// From the last segment to the first: each moves to the right by the tags of those before it, onto bytes that are
-/// spare or were sealed already. In the end ciphertext and tags cover every byte that held plaintext.
+/// From the last segment to the first: each moves to the right by the tags of those before it, onto bytes
+/// that are spare or were sealed already. In the end ciphertext and tags cover every byte that held
+/// plaintext.
 pub(crate) fn seal_spreading(cipher: &MessageCipher, body: &mut [u8]) -> Result<(), SealError> {
     let segments = body.len().div_ceil(SEALED_SEGMENT_BYTES);
     let plaintext_bytes = body.len() - segments * TAG_BYTES;
@@ -91,8 +92,8 @@ pub(crate) fn seal_spreading(cipher: &MessageCipher, body: &mut [u8]) -> Result<
     Ok(())
 }
 
-/// Opens `body` where it lies and moves the plaintext together at its front. Returns the plaintext's length. What lies
-/// behind it is zeros; on failure, so is everything that was decrypted.
+/// Opens `body` where it lies and moves the plaintext together at its front. Returns the plaintext's length.
+/// What lies behind it is zeros; on failure, so is everything that was decrypted.
 pub(crate) fn open_gathering(cipher: &MessageCipher, body: &mut [u8]) -> Result<usize, OpenError> {
     let plaintext_bytes = plaintext_bytes(body.len())?;
     let mut gathered = 0;
@@ -139,4 +140,60 @@ fn open_segment(
 ) -> Result<(), OpenError> {
     let index = u32::try_from(index).map_err(|_| OpenError::Damaged)?;
     cipher.open_segment(index, last, segment, tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAST_INDEX: u64 = u32::MAX as u64;
+
+    #[test]
+    fn every_length_of_a_body_is_the_length_of_one_message() {
+        let lengths =
+            [0, 1, 2, SEGMENT_BYTES - 1, SEGMENT_BYTES, SEGMENT_BYTES + 1, 2 * SEGMENT_BYTES, 1 << 30];
+        for bytes in lengths {
+            assert_eq!(plaintext_bytes(sealed_bytes(bytes)), Ok(bytes));
+        }
+        let none = (0..TAG_BYTES).chain(SEALED_SEGMENT_BYTES + 1..=SEALED_SEGMENT_BYTES + TAG_BYTES);
+        for body_bytes in none {
+            assert_eq!(plaintext_bytes(body_bytes), Err(OpenError::Damaged), "{body_bytes}");
+        }
+    }
+
+    /// Only someone with the key can make this one, and even so a message has one encoding only.
+    #[test]
+    fn an_empty_last_segment_after_a_full_one_is_refused() {
+        let cipher = MessageCipher::boxed(&[7; 32]);
+        let mut body = Vec::new();
+        append_sealed(&cipher, 0, false, &vec![1; SEGMENT_BYTES], &mut body).unwrap();
+        append_sealed(&cipher, 1, true, &[], &mut body).unwrap();
+        assert_eq!(open_gathering(&cipher, &mut body), Err(OpenError::Damaged));
+    }
+
+    #[test]
+    fn there_is_no_segment_after_number_2_to_the_32_less_1() {
+        let cipher = MessageCipher::boxed(&[7; 32]);
+        let mut sealed = Vec::new();
+        append_sealed(&cipher, LAST_INDEX, true, b"last", &mut sealed).unwrap();
+        let before = sealed.clone();
+        assert_eq!(
+            append_sealed(&cipher, LAST_INDEX + 1, true, b"more", &mut sealed),
+            Err(SealError::TooLong)
+        );
+        assert_eq!(sealed, before, "as it was");
+        let mut opened = Vec::new();
+        append_opened(&cipher, LAST_INDEX, true, &sealed, &mut opened).unwrap();
+        assert_eq!(opened, b"last");
+        assert_eq!(
+            append_opened(&cipher, LAST_INDEX + 1, true, &sealed, &mut opened),
+            Err(OpenError::Damaged)
+        );
+
+        let mut first = Vec::new();
+        append_sealed(&cipher, 0, true, b"first", &mut first).unwrap();
+        let wrapped_around = append_opened(&cipher, LAST_INDEX + 1, true, &first, &mut opened);
+        assert_eq!(wrapped_around, Err(OpenError::Damaged));
+        assert_eq!(opened, b"last");
+    }
 }

@@ -245,6 +245,14 @@ fn unhex(text: &str) -> Option<[u8; 16]> {
     Some(number.to_be_bytes())
 }
 
+/// Whether a file's second line is that of a key ring without encryption.
+pub(super) fn says_clear(file: &[u8]) -> bool {
+    let head = &file[..file.len().min(HEADER_BYTES_MAX)];
+    let mut lines = head.split(|byte| *byte == b'\n');
+    lines.next().is_some_and(|line| line.starts_with(TITLE.as_bytes()))
+        && lines.next().is_some_and(|line| line.ends_with(CLEAR.as_bytes()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

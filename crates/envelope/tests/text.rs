@@ -1,0 +1,64 @@
+//! The text form: exactly one for each envelope.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use envelope::{FormatError, text};
+use proptest::prelude::*;
+
+#[test]
+fn other_spellings_are_refused() {
+    assert_eq!(text::decode("kf1.S0YB"), Ok(b"KF\x01".to_vec()));
+    assert_eq!(text::decode("kf1.-_8"), Ok(vec![0xfb, 0xff]));
+    for prefix in ["", "kf1", "KF1.S0YB", "kf2.S0YB", " kf1.S0YB", "S0YB"] {
+        assert_eq!(text::decode(prefix), Err(FormatError::TextPrefix), "{prefix}");
+    }
+    let spellings = [
+        "kf1.-_8=",
+        "kf1.+/8",
+        "kf1.-_9",
+        "kf1.S0YB\n",
+        "kf1. S0YB",
+        "kf1.S0 YB",
+        "kf1.S0YBA",
+        "kf1.é",
+        "kf1.=",
+    ];
+    for spelling in spellings {
+        assert_eq!(text::decode(spelling), Err(FormatError::TextEncoding), "{spelling}");
+    }
+}
+
+#[test]
+fn a_long_text_is_checked_in_every_place() {
+    // Long enough for the vector instructions.
+    let text = text::encode(&[0x69; 300]);
+    for at in text::PREFIX.len()..text.len() {
+        for wrong in ["+", "/", "=", " ", "\n", "\0", "."] {
+            let mut spoiled = text.clone();
+            spoiled.replace_range(at..=at, wrong);
+            assert_eq!(text::decode(&spoiled), Err(FormatError::TextEncoding), "{wrong:?} at {at}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+
+    #[test]
+    fn one_text_for_each_envelope(envelope in prop::collection::vec(any::<u8>(), 0..400)) {
+        let text = text::encode(&envelope);
+        prop_assert_eq!(&text, &format!("kf1.{}", URL_SAFE_NO_PAD.encode(&envelope)));
+        prop_assert_eq!(text.len(), text::encoded_bytes(envelope.len()));
+        let mut appended = b"before".to_vec();
+        text::encode_to(&envelope, &mut appended);
+        prop_assert_eq!(appended, format!("before{text}").into_bytes());
+        prop_assert_eq!(text::decode(&text).unwrap(), envelope);
+    }
+
+    #[test]
+    fn what_decodes_encodes_to_the_same(text in "kf1\\.[A-Za-z0-9_-]{0,12}") {
+        if let Ok(envelope) = text::decode(&text) {
+            prop_assert_eq!(text::encode(&envelope), text);
+        }
+    }
+}

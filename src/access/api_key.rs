@@ -1,0 +1,263 @@
+//! API keys: `kf_<id>_<secret>`.
+//!
+//! The id finds the record; the secret is 256 random bits, kept as HMAC-SHA-256 under a server-wide pepper. A slow
+//! password hash would add nothing to 256 random bits (there is no dictionary to slow down), and would cost every
+//! request. The pepper makes a stolen database alone useless for checking guesses or forging entries.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::{AuthenticationError, Principal};
+use crate::clock::{Clock, Timestamp};
+use crate::store::watch::{ChangeWatch, Mark};
+use crate::store::{ApiKeyRecord, Store};
+use crate::tenant::{TenantId, Verb};
+
+const PREFIX: &str = "kf_";
+/// Bytes of the id: 96 random bits do not collide.
+const ID_BYTES: usize = 12;
+const ID_CHARS: usize = 16;
+const SECRET_BYTES: usize = 32;
+const SECRET_CHARS: usize = 43;
+
+/// The longest token that is looked at.
+pub const TOKEN_BYTES_MAX: usize = PREFIX.len() + ID_CHARS + 1 + SECRET_CHARS;
+
+/// How many ids that do not exist are remembered, so that guessing cannot fill the memory.
+const UNKNOWN_IDS_MAX: u64 = 10_000;
+
+/// The server's secret that goes into every API key's hash. It is not in the registry.
+pub struct Pepper(Hmac<Sha256>);
+
+/// Why bytes are not a pepper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a pepper has 32 bytes or more, and this one has {0}")]
+pub struct PepperTooShort(usize);
+
+impl Pepper {
+    /// From at least 32 secret bytes.
+    pub fn new(secret: &[u8]) -> Result<Self, PepperTooShort> {
+        if secret.len() < 32 {
+            return Err(PepperTooShort(secret.len()));
+        }
+        Hmac::new_from_slice(secret).map(Self).map_err(|_| PepperTooShort(secret.len()))
+    }
+
+    fn hash(&self, secret: &[u8]) -> [u8; 32] {
+        let mut mac = self.0.clone();
+        mac.update(secret);
+        mac.finalize().into_bytes().into()
+    }
+
+    /// Makes an API key from fresh randomness of the operating system.
+    pub fn new_api_key(
+        &self,
+        name: &str,
+        mut tenants: Vec<TenantId>,
+        mut verbs: Vec<Verb>,
+        expires_at: Option<Timestamp>,
+        now: Timestamp,
+    ) -> NewApiKey {
+        let mut id = [0; ID_BYTES];
+        let mut secret = Zeroizing::new([0; SECRET_BYTES]);
+        fill_random(&mut id);
+        fill_random(secret.as_mut_slice());
+        let id = URL_SAFE_NO_PAD.encode(id);
+        let token = Zeroizing::new(format!("{PREFIX}{id}_{}", URL_SAFE_NO_PAD.encode(secret.as_slice())));
+        tenants.sort();
+        tenants.dedup();
+        verbs.sort();
+        verbs.dedup();
+        let secret_hash = self.hash(secret.as_slice());
+        let record = ApiKeyRecord {
+            id,
+            name: name.to_owned(),
+            secret_hash,
+            tenants,
+            verbs,
+            created_at: now,
+            expires_at,
+            revoked_at: None,
+        };
+        NewApiKey { record, token }
+    }
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "without the system's randomness no key can be made, and nothing may go on"
+)]
+fn fill_random(bytes: &mut [u8]) {
+    getrandom::fill(bytes).expect("the operating system gives randomness");
+}
+
+/// A key that has just been made: the only moment at which its token is known.
+pub struct NewApiKey {
+    /// What is stored.
+    pub record: ApiKeyRecord,
+    /// What the caller will present. It is shown once.
+    pub token: Zeroizing<String>,
+}
+
+struct Token<'a> {
+    id: &'a str,
+    secret: Zeroizing<[u8; SECRET_BYTES]>,
+}
+
+impl<'a> Token<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let rest = text.strip_prefix(PREFIX)?;
+        // By length and not by the separator: '_' is in the alphabet of base64url.
+        let (id, secret) = (rest.get(..ID_CHARS)?, rest.get(ID_CHARS + 1..)?);
+        if rest.as_bytes()[ID_CHARS] != b'_' || secret.len() != SECRET_CHARS {
+            return None;
+        }
+        let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+        let written = URL_SAFE_NO_PAD.decode_slice(secret, bytes.as_mut_slice()).ok()?;
+        (written == SECRET_BYTES).then_some(Self { id, secret: bytes })
+    }
+}
+
+/// Checks API keys against the registry, by way of memory.
+pub(super) struct ApiKeys {
+    store: Arc<dyn Store>,
+    watch: Arc<ChangeWatch>,
+    clock: Clock,
+    pepper: Pepper,
+    mark: Arc<Mark>,
+    known: papaya::HashMap<String, Arc<Known>>,
+    unknown: moka::sync::Cache<String, u64>,
+}
+
+struct Known {
+    secret_hash: [u8; 32],
+    expires_at: Option<Timestamp>,
+    revoked: bool,
+    principal: Arc<Principal>,
+    seen_mark: u64,
+}
+
+impl ApiKeys {
+    pub(super) fn new(store: Arc<dyn Store>, watch: Arc<ChangeWatch>, clock: Clock, pepper: Pepper) -> Self {
+        let mark = watch.mark(None);
+        let unknown = moka::sync::Cache::new(UNKNOWN_IDS_MAX);
+        Self { store, watch, clock, pepper, mark, known: papaya::HashMap::new(), unknown }
+    }
+
+    pub(super) fn pepper(&self) -> &Pepper {
+        &self.pepper
+    }
+
+    pub(super) async fn authenticate(&self, bearer: &str) -> Result<Arc<Principal>, AuthenticationError> {
+        let token = Token::parse(bearer).ok_or(AuthenticationError::Malformed)?;
+        let known = match self.from_memory(token.id) {
+            Some(known) => known,
+            None => self.from_store(token.id).await?,
+        };
+        self.check(&known, &token)
+    }
+
+    fn from_memory(&self, id: &str) -> Option<Arc<Known>> {
+        let known = self.known.pin().get(id).cloned()?;
+        let current = known.seen_mark == self.mark.now() && self.watch.is_current(self.clock.monotonic());
+        current.then_some(known)
+    }
+
+    async fn from_store(&self, id: &str) -> Result<Arc<Known>, AuthenticationError> {
+        self.watch.ensure_current().await?;
+        let seen_mark = self.mark.now();
+        let unknown = AuthenticationError::Refused("no such API key");
+        if self.unknown.get(id) == Some(seen_mark) && self.watch.is_current(self.clock.monotonic()) {
+            return Err(unknown);
+        }
+        let Some(record) = self.store.api_key(id).await? else {
+            self.known.pin().remove(id);
+            self.unknown.insert(id.to_owned(), seen_mark);
+            return Err(unknown);
+        };
+        let principal_id = format!("api-key:{id}").parse().map_err(|_| AuthenticationError::Malformed)?;
+        let known = Arc::new(Known {
+            secret_hash: record.secret_hash,
+            expires_at: record.expires_at,
+            revoked: record.revoked_at.is_some(),
+            principal: Arc::new(Principal { id: principal_id, tenants: record.tenants, verbs: record.verbs }),
+            seen_mark,
+        });
+        self.known.pin().insert(id.to_owned(), Arc::clone(&known));
+        Ok(known)
+    }
+
+    fn check(&self, known: &Known, token: &Token<'_>) -> Result<Arc<Principal>, AuthenticationError> {
+        // The secret first: whether a key is expired or revoked is told (to the audit) only for a right one.
+        if !bool::from(self.pepper.hash(token.secret.as_slice()).ct_eq(&known.secret_hash)) {
+            return Err(AuthenticationError::Refused("wrong secret"));
+        }
+        if known.revoked {
+            return Err(AuthenticationError::Refused("revoked"));
+        }
+        if known.expires_at.is_some_and(|at| at <= self.clock.now()) {
+            return Err(AuthenticationError::Refused("expired"));
+        }
+        Ok(Arc::clone(&known.principal))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pepper() -> Pepper {
+        Pepper::new(&[7; 32]).unwrap()
+    }
+
+    #[test]
+    fn a_new_keys_token_parses_to_its_id_and_hashes_to_its_record() {
+        let new = pepper().new_api_key(
+            "ci",
+            vec![],
+            vec![Verb::Encrypt, Verb::Encrypt],
+            None,
+            Timestamp::default(),
+        );
+        assert_eq!(new.token.len(), TOKEN_BYTES_MAX);
+        let token = Token::parse(&new.token).unwrap();
+        assert_eq!(token.id, new.record.id);
+        assert_eq!(pepper().hash(token.secret.as_slice()), new.record.secret_hash);
+        assert_eq!(new.record.verbs, [Verb::Encrypt]);
+    }
+
+    #[test]
+    fn two_keys_share_neither_id_nor_secret_and_another_pepper_gives_another_hash() {
+        let make = || pepper().new_api_key("ci", vec![], vec![], None, Timestamp::default());
+        let (a, b) = (make(), make());
+        assert_ne!(a.record.id, b.record.id);
+        assert_ne!(a.record.secret_hash, b.record.secret_hash);
+        let token = Token::parse(&a.token).unwrap();
+        let other = Pepper::new(&[8; 32]).unwrap();
+        assert_ne!(other.hash(token.secret.as_slice()), a.record.secret_hash);
+        assert!(Pepper::new(&[7; 31]).is_err());
+    }
+
+    #[test]
+    fn what_is_not_a_token_is_refused() {
+        let good = pepper().new_api_key("ci", vec![], vec![], None, Timestamp::default()).token;
+        assert!(Token::parse(&good).is_some());
+        for at in 0..good.len() {
+            assert!(Token::parse(&good[..at]).is_none(), "cut at {at}");
+        }
+        for bad in [
+            format!("{}a", *good),
+            good.replace("kf_", "KF_"),
+            format!(" {}", *good),
+            good.replacen("kf_", "kf_é", 1),
+        ] {
+            assert!(Token::parse(&bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Assembly: builds everything once, and is the only place that knows all rooms.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use secrecy::SecretString;
+
+use crate::access::{Access, Pepper};
+use crate::clock::Clock;
+use crate::config::{Secrets, Settings, Variables};
+use crate::http::{Probe, Readiness, ReadinessStatus};
+use crate::kms::local::{KeyRingError, LocalKeyRing, Protection};
+use crate::kms::router::KmsRouter;
+use crate::kms::{KekState, Kms, KmsError, Urgency};
+use crate::lifecycle::Lifecycle;
+use crate::operations::{KekCheck, OperationError, Operations};
+use crate::pool::{DekPool, PoolError};
+use crate::store::Store;
+use crate::store::sqlite::{SqliteOptions, SqliteStore};
+use crate::store::watch::ChangeWatch;
+use crate::tenant::Kek;
+
+/// The service, built and not yet listening.
+pub struct App {
+    /// The verbs.
+    pub operations: Arc<Operations>,
+    /// Who is let in.
+    pub access: Arc<Access>,
+    /// The registry.
+    pub store: Arc<dyn Store>,
+    /// The embedded key ring, where there is one.
+    pub keyring: Option<LocalKeyRing>,
+    /// Everything behind the edge.
+    pub router: axum::Router,
+    /// The tasks, and how they stop.
+    pub lifecycle: Lifecycle,
+    pool: DekPool,
+    usage_flush: Duration,
+}
+
+/// What a test may put in place of the real thing.
+pub struct Parts {
+    /// The time.
+    pub clock: Clock,
+    /// The registry.
+    pub store: Arc<dyn Store>,
+    /// The KMS.
+    pub kms: Arc<dyn Kms>,
+    /// The embedded key ring, where there is one.
+    pub keyring: Option<LocalKeyRing>,
+    /// The server's secret in every API key's hash.
+    pub pepper: Pepper,
+}
+
+impl App {
+    /// Opens what the settings name and puts it together.
+    pub async fn open(settings: &Settings, variables: &Variables, dev: bool) -> anyhow::Result<Self> {
+        let clock = Clock::system();
+        make_data_dir(&settings.data_dir)?;
+        let pepper = pepper(settings, variables)?;
+        let store: Arc<dyn Store> = Arc::new(open_store(settings).await?);
+        let keyring = open_keyring(settings, variables, dev, &clock).await?;
+        let kms: Arc<dyn Kms> =
+            Arc::new(KmsRouter::new(keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>)));
+        Ok(Self::assemble(settings, Parts { clock, store, kms, keyring, pepper }))
+    }
+
+    /// Puts the parts together.
+    pub fn assemble(settings: &Settings, parts: Parts) -> Self {
+        let Parts { clock, store, kms, keyring, pepper } = parts;
+        let lifecycle = Lifecycle::default();
+        let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
+        let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
+        let pool_options = crate::pool::Options::from(&settings.pool);
+        let pool = DekPool::new(
+            Arc::clone(&kms),
+            Arc::clone(&store),
+            Arc::clone(&watch),
+            clock.clone(),
+            &pool_options,
+            lifecycle.tracker.clone(),
+        );
+        let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
+        let operations = Arc::new(Operations::new(
+            pool.clone(),
+            Arc::clone(&store),
+            watch,
+            Arc::clone(&access),
+            clock,
+            Arc::new(AskTheKms(kms)),
+        ));
+        let probe = Arc::new(StoreProbe(Arc::clone(&store)));
+        let router =
+            crate::http::router(Arc::clone(&operations), Arc::clone(&access), probe, settings.http.edge());
+        let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
+        Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush }
+    }
+
+    /// Starts the background tasks.
+    pub fn start(&self) {
+        let (pool, tracker) = (self.pool.clone(), self.lifecycle.tracker.clone());
+        let stop = self.lifecycle.hard.clone();
+        self.lifecycle.tracker.spawn(pool.keep(self.usage_flush, tracker, stop));
+    }
+
+    /// Ends the background tasks, flushes what is counted, wipes the keys and closes the registry.
+    pub async fn stop(self) {
+        self.lifecycle.soft.cancel();
+        self.lifecycle.hard.cancel();
+        self.lifecycle.tracker.close();
+        self.lifecycle.tracker.wait().await;
+        self.pool.clear();
+        self.store.close().await;
+    }
+
+    /// The pool of data keys.
+    pub fn pool(&self) -> &DekPool {
+        &self.pool
+    }
+}
+
+fn make_data_dir(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
+        format!("the data folder {} cannot be made: name another with --data-dir", path.display())
+    })
+}
+
+fn pepper(settings: &Settings, variables: &Variables) -> anyhow::Result<Pepper> {
+    let secret = Secrets::new(settings, variables).pepper()?;
+    Ok(Pepper::new(&secret)?)
+}
+
+/// Opens the registry that the settings name.
+pub async fn open_store(settings: &Settings) -> anyhow::Result<SqliteStore> {
+    Ok(SqliteStore::open(&settings.registry_file(), SqliteOptions::default()).await?)
+}
+
+/// What protects the key ring that the settings name: the passphrase, or with `--dev` nothing.
+pub fn keyring_protection(
+    settings: &Settings,
+    variables: &Variables,
+    dev: bool,
+) -> anyhow::Result<Protection> {
+    if dev {
+        return Ok(Protection::Dev);
+    }
+    let passphrase = Secrets::new(settings, variables).keyring_passphrase()?;
+    let passphrase = passphrase.context(
+        "the key ring needs its passphrase: set KEYFOLD_KEYRING_PASSPHRASE, or keyring.passphrase_file to a file \
+         that holds it",
+    )?;
+    Ok(Protection::Passphrase(SecretString::from(passphrase.as_str())))
+}
+
+/// The key ring, where there is one: a service whose master keys are all in AWS KMS needs none.
+async fn open_keyring(
+    settings: &Settings,
+    variables: &Variables,
+    dev: bool,
+    clock: &Clock,
+) -> anyhow::Result<Option<LocalKeyRing>> {
+    let file = settings.keyring_file();
+    if !file.exists() && settings.keyring.file.is_none() {
+        return Ok(None);
+    }
+    let protection = keyring_protection(settings, variables, dev)?;
+    match LocalKeyRing::open(file, protection, clock.clone()).await {
+        Ok(ring) => Ok(Some(ring)),
+        Err(KeyRingError::Missing { .. }) if dev => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Asks the KMS itself whether a KEK can be used.
+struct AskTheKms(Arc<dyn Kms>);
+
+#[async_trait]
+impl KekCheck for AskTheKms {
+    async fn check(&self, kek: &Kek) -> Result<(), OperationError> {
+        match self.0.describe(kek, Urgency::Foreground).await {
+            Ok(described) if described.state == KekState::Enabled => Ok(()),
+            Ok(_) => {
+                Err(OperationError::Invalid(format!("the KEK {} is not enabled: enable it first", kek.id)))
+            }
+            Err(KmsError::Denied { detail, .. }) => {
+                Err(OperationError::Invalid(format!("the KEK {} cannot be used: {detail}", kek.id)))
+            }
+            Err(other) => Err(PoolError::from(other).into()),
+        }
+    }
+}
+
+/// Ready is who reaches his registry.
+struct StoreProbe(Arc<dyn Store>);
+
+#[async_trait]
+impl Probe for StoreProbe {
+    async fn readiness(&self) -> Readiness {
+        match self.0.ping().await {
+            Ok(()) => Readiness { status: ReadinessStatus::Ready, reasons: vec![] },
+            // What is hot is served on from memory.
+            Err(_) => Readiness {
+                status: ReadinessStatus::Degraded,
+                reasons: vec!["the registry does not answer".to_owned()],
+            },
+        }
+    }
+}

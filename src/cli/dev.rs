@@ -1,0 +1,125 @@
+//! `keyfold serve --dev`: what a first start makes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use zeroize::Zeroizing;
+
+use super::output;
+use crate::access::Principal;
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config::{Settings, Variables, write_new_secret};
+use crate::kms::local::{LocalKeyRing, Protection};
+use crate::operations::{ApiKeyGrant, OperationError};
+use crate::tenant::{Kek, KekHome, KekId, KekRing, TenantId, Verb};
+
+const TENANT: &str = "dev";
+const KEK: &str = "local:dev";
+
+/// What to tell whoever started it.
+pub(super) struct Welcome {
+    token: Option<Zeroizing<String>>,
+    token_file: PathBuf,
+}
+
+impl Welcome {
+    pub(super) fn text(&self, address: SocketAddr) -> String {
+        let Some(token) = &self.token else {
+            return format!(
+                "keyfold (development) on http://{address} - docs: http://{address}/docs - the API key is in {}",
+                self.token_file.display()
+            );
+        };
+        format!(
+            "keyfold (development) on http://{address} - docs: http://{address}/docs\n\
+             The API key of the tenant '{TENANT}' is shown this once, and kept in {file}:\n\n  {token}\n\n\
+             Try it:\n\n  curl http://{address}/v1/encrypt -H 'Authorization: Bearer {token}' \
+             -H 'Content-Type: application/json' -d '{{\"plaintext\":\"aGVsbG8=\"}}'\n",
+            token = token.as_str(),
+            file = self.token_file.display(),
+        )
+    }
+}
+
+/// Opens the service on a data folder for development, and makes what is missing there.
+pub(super) async fn open(
+    settings: &Settings,
+    variables: &Variables,
+    kek: Option<KekId>,
+) -> anyhow::Result<(App, Welcome)> {
+    let kek = kek.map_or_else(|| KEK.parse().context("the default KEK"), Ok)?;
+    make_key_ring(settings, &kek).await?;
+    let app = App::open(settings, variables, true).await?;
+    let operator = Principal::local_operator();
+    let tenant: TenantId = TENANT.parse()?;
+    let ring = KekRing::new(vec![Kek::direct(kek.clone())])?;
+    let token_file = settings.data_dir.join("dev-api-key");
+    match app.operations.create_tenant(&operator.permit_operate()?, tenant.clone(), ring).await {
+        Ok(_) => {}
+        Err(OperationError::Conflict(_)) => same_kek(&app, &operator, &tenant, &kek).await?,
+        Err(error) => return Err(error).context("the tenant 'dev' cannot be made"),
+    }
+    let token = if token_file.exists() {
+        None
+    } else {
+        Some(make_token(&app, &operator, tenant, &token_file).await?)
+    };
+    Ok((app, Welcome { token, token_file }))
+}
+
+async fn make_key_ring(settings: &Settings, kek: &KekId) -> anyhow::Result<()> {
+    let KekHome::Local { name } = kek.home() else { return Ok(()) };
+    let (file, clock) = (settings.keyring_file(), Clock::system());
+    let ring = if file.exists() {
+        LocalKeyRing::open(file, Protection::Dev, clock).await?
+    } else {
+        output::note("making an unencrypted key ring for development: never use it for data that matters");
+        LocalKeyRing::create(file, Protection::Dev, clock).await?
+    };
+    if !ring.list().await?.iter().any(|known| known.id == *kek) {
+        ring.add(name).await?;
+    }
+    Ok(())
+}
+
+/// The tenant is there from an earlier start: a different `--kek` now is a misunderstanding, and is said so.
+async fn same_kek(
+    app: &App,
+    operator: &Arc<Principal>,
+    tenant: &TenantId,
+    kek: &KekId,
+) -> anyhow::Result<()> {
+    let record = app.operations.tenant(&operator.permit_admin(tenant)?).await?;
+    let primary = &record.ring.members()[0].id;
+    // Without --kek whatever the tenant has is right.
+    if primary != kek && kek.as_str() != KEK {
+        bail!(
+            "the tenant 'dev' in this data folder has the KEK {primary}, not {kek}: leave --kek out, change it with \
+             `keyfold tenant set-keks dev {kek}`, or name another folder with --data-dir"
+        );
+    }
+    Ok(())
+}
+
+async fn make_token(
+    app: &App,
+    operator: &Arc<Principal>,
+    tenant: TenantId,
+    file: &std::path::Path,
+) -> anyhow::Result<Zeroizing<String>> {
+    let permit = operator.permit_admin(&tenant)?;
+    let grant = ApiKeyGrant {
+        name: "dev".to_owned(),
+        tenants: vec![tenant],
+        verbs: Verb::ALL.to_vec(),
+        expires_at: None,
+    };
+    let new = app.operations.create_api_key(&permit, operator, grant).await?;
+    let text = Zeroizing::new(format!("{}\n", new.token.as_str()));
+    write_new_secret(file, text.as_bytes())
+        .with_context(|| format!("{} cannot be written", file.display()))?;
+    Ok(new.token)
+}

@@ -1,0 +1,110 @@
+//! The command line. Errors go to people: what is wrong, where, what to do.
+
+mod api_key;
+mod check_config;
+mod dev;
+mod inspect;
+mod keyring;
+mod openapi;
+mod output;
+mod serve;
+mod tenant;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Settings, Variables};
+
+/// Encryption as a service: encrypt, decrypt and rewrap over HTTP, with master keys in AWS KMS or in an embedded
+/// key ring.
+#[derive(Parser)]
+#[command(name = "keyfold", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What every command takes.
+#[derive(Args, Clone)]
+struct Common {
+    /// The configuration file (TOML).
+    #[arg(long, global = true, env = "KEYFOLD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the service keeps its data.
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve(serve::ServeArgs),
+    /// Manage the embedded key ring.
+    #[command(subcommand)]
+    Keyring(keyring::KeyringCommand),
+    /// Manage tenants.
+    #[command(subcommand)]
+    Tenant(tenant::TenantCommand),
+    /// Manage API keys.
+    #[command(subcommand)]
+    ApiKey(api_key::ApiKeyCommand),
+    /// Explain the head of an envelope. Needs no key.
+    Inspect(inspect::InspectArgs),
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Check the configuration, and say what it amounts to.
+    CheckConfig,
+}
+
+impl Common {
+    fn settings(&self, variables: &Variables) -> anyhow::Result<Settings> {
+        let mut settings = Settings::load(self.config.as_deref(), variables)?;
+        if let Some(data_dir) = &self.data_dir {
+            settings.data_dir.clone_from(data_dir);
+        }
+        Ok(settings)
+    }
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let variables = Variables::of_process();
+    match run(cli, &variables) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
+    let common = cli.common;
+    match cli.command {
+        Command::Serve(args) => serve::run(&common, args, variables),
+        Command::Keyring(command) => block_on(keyring::run(&common.settings(variables)?, command, variables)),
+        Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
+        Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Openapi => openapi::run(),
+        Command::CheckConfig => check_config::run(&common.settings(variables)?),
+    }
+}
+
+/// A command that is not the server needs no threads.
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// The flags that override settings of the server.
+fn apply(settings: &mut Settings, listen: Option<SocketAddr>) {
+    if let Some(listen) = listen {
+        settings.listen = listen;
+    }
+}

@@ -1,0 +1,419 @@
+//! Configuration: the only reader of files and of the environment. It yields each room's options.
+//!
+//! In order of precedence: flags, the environment (`KEYFOLD_HTTP__BODY_BYTES_MAX=...`), the configuration file, the
+//! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
+
+mod secrets;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use config::{Config, Environment, File, FileFormat};
+use serde::Deserialize;
+
+pub use secrets::{SecretError, Secrets, write_new_secret};
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where to listen. Default `127.0.0.1:8600`.
+    pub listen: SocketAddr,
+    /// Where the service keeps its data. Default `./keyfold-data`.
+    pub data_dir: PathBuf,
+    /// Which listeners may speak HTTP without TLS. Default `loopback-only`.
+    pub plaintext_http: PlaintextHttp,
+    /// How long requests in flight may take after the signal to stop, in seconds. Default 30.
+    pub shutdown_secs_max: u64,
+    /// The edge.
+    pub http: HttpSettings,
+    /// The data keys in memory.
+    pub pool: PoolSettings,
+    /// The registry.
+    pub registry: RegistrySettings,
+    /// The embedded key ring.
+    pub keyring: KeyringSettings,
+    /// Credentials.
+    pub access: AccessSettings,
+    /// The log.
+    pub log: LogSettings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8600)),
+            data_dir: PathBuf::from("keyfold-data"),
+            plaintext_http: PlaintextHttp::default(),
+            shutdown_secs_max: 30,
+            http: HttpSettings::default(),
+            pool: PoolSettings::default(),
+            registry: RegistrySettings::default(),
+            keyring: KeyringSettings::default(),
+            access: AccessSettings::default(),
+            log: LogSettings::default(),
+        }
+    }
+}
+
+/// Which listeners may speak HTTP without TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PlaintextHttp {
+    /// Only those on a loopback address.
+    #[default]
+    LoopbackOnly,
+    /// All: plaintext and credentials cross the network unprotected, unless something in front protects them.
+    EverywhereUnprotected,
+}
+
+macro_rules! settings {
+    ($(#[$doc:meta])* $name:ident from $options:ty { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: $type,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                let defaults = <$options>::default();
+                Self { $($field: defaults.$field,)* }
+            }
+        }
+
+        impl From<&$name> for $options {
+            fn from(settings: &$name) -> Self {
+                Self { $($field: settings.$field,)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// The pool's limits: see [`crate::pool::Options`].
+    PoolSettings from crate::pool::Options {
+        /// How many data keys are kept in memory in all.
+        deks_max: u64,
+        /// How many data keys of one tenant are kept in memory.
+        tenant_deks_max: usize,
+        /// How long a plaintext data key lives after the KMS last vouched for it.
+        dek_plaintext_secs_max: u64,
+        /// How long after that it is used while the KMS cannot be reached.
+        dek_stale_secs_max: u64,
+        /// After how long without use it is let go.
+        dek_idle_secs_max: u64,
+        /// How long an error is remembered.
+        error_memory_ms: u64,
+        /// How often usage counts are written.
+        usage_flush_secs: u64,
+    }
+}
+
+/// The edge's limits: see [`crate::http::Options`] and [`crate::http::server::Options`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSettings {
+    /// The largest plaintext of a JSON call.
+    pub plaintext_bytes_max: usize,
+    /// The largest body of a JSON data-plane call.
+    pub body_bytes_max: usize,
+    /// The largest body of an administration call.
+    pub admin_body_bytes_max: usize,
+    /// How long a request may take.
+    pub request_secs_max: u64,
+    /// How many requests may be in flight at once.
+    pub in_flight_max: usize,
+    /// How long a client may take to send a request's head.
+    pub head_secs_max: u64,
+    /// The largest head of a request.
+    pub head_bytes_max: usize,
+    /// How many requests one HTTP/2 connection may have open at once.
+    pub streams_max: u32,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        let (edge, server) = (crate::http::Options::default(), crate::http::server::Options::default());
+        Self {
+            plaintext_bytes_max: edge.plaintext_bytes_max,
+            body_bytes_max: edge.body_bytes_max,
+            admin_body_bytes_max: edge.admin_body_bytes_max,
+            request_secs_max: edge.request_secs_max,
+            in_flight_max: edge.in_flight_max,
+            head_secs_max: server.head_secs_max,
+            head_bytes_max: server.head_bytes_max,
+            streams_max: server.streams_max,
+        }
+    }
+}
+
+impl HttpSettings {
+    /// The edge's options.
+    pub fn edge(&self) -> crate::http::Options {
+        crate::http::Options {
+            plaintext_bytes_max: self.plaintext_bytes_max,
+            body_bytes_max: self.body_bytes_max,
+            admin_body_bytes_max: self.admin_body_bytes_max,
+            request_secs_max: self.request_secs_max,
+            in_flight_max: self.in_flight_max,
+        }
+    }
+
+    /// The listener's options.
+    pub fn server(&self) -> crate::http::server::Options {
+        crate::http::server::Options {
+            head_secs_max: self.head_secs_max,
+            head_bytes_max: self.head_bytes_max,
+            streams_max: self.streams_max,
+        }
+    }
+}
+
+/// The registry.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistrySettings {
+    /// The SQLite file. Default `registry.sqlite` in the data folder.
+    pub file: Option<PathBuf>,
+    /// How long what is in memory of tenants, keys and API keys serves on while the registry does not answer, in
+    /// seconds. Default 3,600.
+    pub stale_secs_max: u64,
+}
+
+impl Default for RegistrySettings {
+    fn default() -> Self {
+        Self { file: None, stale_secs_max: 3_600 }
+    }
+}
+
+/// The embedded key ring.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeyringSettings {
+    /// The key ring's file. Default `keyring` in the data folder.
+    pub file: Option<PathBuf>,
+    /// A file that holds the passphrase, for where the environment variable `KEYFOLD_KEYRING_PASSPHRASE` is not
+    /// wanted.
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// Credentials.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccessSettings {
+    /// A file of 32 or more random bytes that go into the hash of every API key. Default `pepper` in the data
+    /// folder, made at first start. All replicas on one registry need the same.
+    pub pepper_file: Option<PathBuf>,
+}
+
+/// The log.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSettings {
+    /// `json` or `text`. Default `json`.
+    pub format: LogFormat,
+    /// Which lines, such as `info` or `info,keyfold::audit=debug`. Default `info`.
+    pub filter: String,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { format: LogFormat::Json, filter: "info".to_owned() }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration file {path} cannot be read: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something in it is not valid.
+    #[error("the configuration is not valid: {0}")]
+    Invalid(String),
+}
+
+/// Variables that begin with `KEYFOLD_` and are no settings: secrets, and what the command line and its tests read.
+const NOT_SETTINGS: [&str; 6] = [
+    "KEYFOLD_CONFIG",
+    "KEYFOLD_KEYRING_PASSPHRASE",
+    "KEYFOLD_PEPPER",
+    "KEYFOLD_URL",
+    "KEYFOLD_API_KEY",
+    "KEYFOLD_TENANT",
+];
+/// What the project's own tests read begins so.
+const TEST_PREFIX: &str = "KEYFOLD_TEST_";
+
+impl Settings {
+    /// From the file, where one is named, and the environment.
+    pub fn load(file: Option<&Path>, environment: &Variables) -> Result<Self, ConfigError> {
+        let mut builder = Config::builder();
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+            builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
+        }
+        let settings = environment.0.iter().filter(|(name, _)| is_setting(name));
+        let source = settings.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let environment = Environment::with_prefix("KEYFOLD").prefix_separator("_").separator("__");
+        builder = builder.add_source(environment.source(Some(source)));
+        let config = builder.build().map_err(|error| ConfigError::Invalid(error.to_string()))?;
+        let settings: Self =
+            config.try_deserialize().map_err(|error| ConfigError::Invalid(error.to_string()))?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// What single values cannot tell.
+    fn check(&self) -> Result<(), ConfigError> {
+        let at_least = |name: &str, value: u64, min: u64| {
+            if value >= min {
+                Ok(())
+            } else {
+                Err(ConfigError::Invalid(format!("{name} is {value}: use {min} or more")))
+            }
+        };
+        at_least("pool.deks_max", self.pool.deks_max, 1)?;
+        at_least("pool.tenant_deks_max", self.pool.tenant_deks_max as u64, 1)?;
+        at_least("pool.dek_plaintext_secs_max", self.pool.dek_plaintext_secs_max, 10)?;
+        at_least("pool.dek_idle_secs_max", self.pool.dek_idle_secs_max, 10)?;
+        at_least("pool.usage_flush_secs", self.pool.usage_flush_secs, 1)?;
+        at_least("http.body_bytes_max", self.http.body_bytes_max as u64, 1_024)?;
+        at_least("http.admin_body_bytes_max", self.http.admin_body_bytes_max as u64, 1_024)?;
+        at_least("http.head_bytes_max", self.http.head_bytes_max as u64, 8_192)?;
+        at_least("http.head_secs_max", self.http.head_secs_max, 1)?;
+        at_least("http.request_secs_max", self.http.request_secs_max, 1)?;
+        at_least("http.in_flight_max", self.http.in_flight_max as u64, 1)?;
+        at_least("http.streams_max", u64::from(self.http.streams_max), 1)
+    }
+
+    /// The registry's file.
+    pub fn registry_file(&self) -> PathBuf {
+        self.registry.file.clone().unwrap_or_else(|| self.data_dir.join("registry.sqlite"))
+    }
+
+    /// The key ring's file.
+    pub fn keyring_file(&self) -> PathBuf {
+        self.keyring.file.clone().unwrap_or_else(|| self.data_dir.join("keyring"))
+    }
+
+    /// The pepper's file.
+    pub fn pepper_file(&self) -> PathBuf {
+        self.access.pepper_file.clone().unwrap_or_else(|| self.data_dir.join("pepper"))
+    }
+
+    /// Refuses to speak plain HTTP to the network, unless the operator has said so in so many words.
+    pub fn check_listener(&self) -> Result<(), ConfigError> {
+        if self.listen.ip().is_loopback() || self.plaintext_http == PlaintextHttp::EverywhereUnprotected {
+            return Ok(());
+        }
+        Err(ConfigError::Invalid(format!(
+            "{} is not a loopback address, and without TLS plaintext and API keys would cross the network \
+             unprotected. Listen on 127.0.0.1, or, where something in front of keyfold does TLS, set \
+             plaintext_http = \"everywhere-unprotected\"",
+            self.listen
+        )))
+    }
+}
+
+fn is_setting(name: &str) -> bool {
+    name.starts_with("KEYFOLD_") && !NOT_SETTINGS.contains(&name) && !name.starts_with(TEST_PREFIX)
+}
+
+/// The environment's variables.
+#[derive(Clone, Default)]
+pub struct Variables(HashMap<String, String>);
+
+impl Variables {
+    /// Those of this process. Values that are not UTF-8 are passed over.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+    pub fn of_process() -> Self {
+        let names_and_values = std::env::vars_os();
+        Self(
+            names_and_values
+                .filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)))
+                .collect(),
+        )
+    }
+
+    /// These.
+    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Self {
+        Self(variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    /// One of them.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_overrides_the_file_and_the_file_the_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keyfold.toml");
+        std::fs::write(&path, "[http]\nbody_bytes_max = 2048\nin_flight_max = 7\n").unwrap();
+        let variables = Variables::of([
+            ("KEYFOLD_HTTP__IN_FLIGHT_MAX", "9"),
+            ("KEYFOLD_LISTEN", "127.0.0.1:1234"),
+            ("KEYFOLD_KEYRING_PASSPHRASE", "secret"),
+            ("KEYFOLD_TEST_PYTHON", "python3"),
+        ]);
+        let settings = Settings::load(Some(&path), &variables).unwrap();
+        assert_eq!(settings.http.body_bytes_max, 2_048);
+        assert_eq!(settings.http.in_flight_max, 9);
+        assert_eq!(settings.listen.port(), 1234);
+        assert_eq!(settings.pool.dek_plaintext_secs_max, 300);
+    }
+
+    #[test]
+    fn a_misspelt_setting_is_an_error_wherever_it_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keyfold.toml");
+        std::fs::write(&path, "[http]\nbody_byte_max = 2048\n").unwrap();
+        let error = Settings::load(Some(&path), &Variables::default()).unwrap_err().to_string();
+        assert!(error.contains("body_byte_max"), "{error}");
+        let error = Settings::load(None, &Variables::of([("KEYFOLD_LISTENN", "x")])).unwrap_err().to_string();
+        assert!(error.contains("listenn"), "{error}");
+        let error =
+            Settings::load(Some(&dir.path().join("none")), &Variables::default()).unwrap_err().to_string();
+        assert!(error.contains("cannot be read"), "{error}");
+        let zero = Variables::of([("KEYFOLD_POOL__DEKS_MAX", "0")]);
+        assert!(Settings::load(None, &zero).unwrap_err().to_string().contains("pool.deks_max"));
+    }
+
+    #[test]
+    fn plain_http_is_for_loopback_unless_said_otherwise() {
+        let load = |listen: &str, plaintext: &str| {
+            let variables =
+                Variables::of([("KEYFOLD_LISTEN", listen), ("KEYFOLD_PLAINTEXT_HTTP", plaintext)]);
+            Settings::load(None, &variables).unwrap().check_listener()
+        };
+        assert!(load("127.0.0.1:1", "loopback-only").is_ok());
+        assert!(load("[::1]:1", "loopback-only").is_ok());
+        assert!(load("0.0.0.0:1", "loopback-only").is_err());
+        assert!(load("0.0.0.0:1", "everywhere-unprotected").is_ok());
+    }
+}

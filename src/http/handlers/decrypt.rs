@@ -1,0 +1,81 @@
+//! `POST /v1/decrypt`
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use base64::Engine as _;
+use envelope::text;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{JsonBody, Permitted, json};
+use crate::access::Decrypt;
+use crate::http::HttpState;
+use crate::http::json::{BASE64, Context, Text, parse};
+use crate::http::problem::{Code, Problem};
+use crate::operations::{Decryption, OperationError};
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct DecryptRequest<'a> {
+    /// The envelope in text form.
+    #[serde(borrow)]
+    #[schema(value_type = String, example = "kf1.S0YBAZrR...")]
+    ciphertext: Text<'a>,
+    /// The encryption context, the same as on encryption.
+    #[serde(default)]
+    #[schema(value_type = Option<std::collections::BTreeMap<String, String>>, example = json!({"record": "42"}))]
+    context: Context,
+}
+
+/// The shape of what is written by hand below.
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct DecryptResponse {
+    /// The bytes that were encrypted, in standard base64 with padding.
+    #[schema(format = Byte, example = "aGVsbG8=")]
+    plaintext: String,
+    /// The key under which they were encrypted.
+    #[schema(example = "default")]
+    key: String,
+    /// The data key that opened it.
+    #[schema(example = "019ad1b2-8c1e-7c3a-9d7e-0123456789ab")]
+    dek_id: String,
+    /// Whether `rewrap` would change this envelope.
+    rewrap_advised: bool,
+}
+
+/// Decrypt
+///
+/// Opens an envelope of the tenant. Nothing is given out unless everything verified.
+#[utoipa::path(post, path = "/v1/decrypt", operation_id = "decrypt", tag = "data",
+    params(("Keyfold-Tenant" = Option<String>, Header, description = "Which tenant, where the credential holds several")),
+    request_body(content = DecryptRequest<'_>, content_type = "application/json"),
+    responses((status = 200, description = "Opened", body = DecryptResponse)))]
+pub(in crate::http) async fn decrypt(
+    State(state): State<Arc<HttpState>>,
+    Permitted(permit): Permitted<Decrypt>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, Problem> {
+    let request: DecryptRequest<'_> = parse(&body)?;
+    let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
+    let decryption = Decryption { envelope, context: request.context.0 };
+    let decrypted = state.operations.decrypt(&permit, decryption).await?;
+    let plaintext = decrypted.plaintext();
+    let encoded = plaintext.len().div_ceil(3) * 4;
+    let mut out = Vec::with_capacity(encoded + 192);
+    out.extend_from_slice(br#"{"plaintext":""#);
+    let at = out.len();
+    out.resize(at + encoded, 0);
+    let written = BASE64.encode_slice(plaintext, &mut out[at..]);
+    written
+        .map_err(|_| Problem::internal(Code::InternalError, "base64 needs more room than RFC 4648 says"))?;
+    out.extend_from_slice(br#"","key":""#);
+    out.extend_from_slice(decrypted.key.as_str().as_bytes());
+    out.extend_from_slice(br#"","dek_id":""#);
+    out.extend_from_slice(decrypted.dek_id.to_string().as_bytes());
+    out.extend_from_slice(br#"","rewrap_advised":"#);
+    out.extend_from_slice(if decrypted.rewrap_advised { b"true}" } else { b"false}" });
+    Ok(json(StatusCode::OK, out))
+}

@@ -1,0 +1,295 @@
+//! One file a verb: parse, call the operation, answer.
+
+pub(super) mod api_keys;
+pub(super) mod decrypt;
+pub(super) mod encrypt;
+pub(super) mod health;
+pub(super) mod keys;
+pub(super) mod rewrap;
+pub(super) mod tenants;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::middleware::authenticate::Caller;
+use super::problem::{Code, Problem};
+use crate::access::{AdminOf, Operate, Permit, PermitVerb};
+use crate::operations::Page;
+use crate::store::{EnvelopeWeight, Status};
+use crate::tenant::{Kek, TenantId};
+
+/// The limit of this route's body, put into the request by the route table.
+#[derive(Clone, Copy)]
+pub(super) struct BodyBytesMax(pub(super) usize);
+
+/// A JSON body within its route's limit.
+pub(super) struct JsonBody(pub(super) Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for JsonBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
+        let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        if !media_type.is_some_and(is_json) {
+            return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
+        }
+        let limit = request.extensions().get::<BodyBytesMax>().map_or(0, |limit| limit.0);
+        let too_large = || {
+            Problem::new(
+                Code::TooLarge,
+                format!("the body is larger than the {limit} bytes that this call takes"),
+            )
+        };
+        // What is announced is refused before it is sent; what is not announced is counted.
+        let announced =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
+            return Err(too_large());
+        }
+        match Limited::new(request.into_body(), limit).collect().await {
+            Ok(body) => Ok(Self(body.to_bytes())),
+            Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+            Err(_) => Err(Problem::new(Code::MalformedRequest, "the body ended before it was complete")),
+        }
+    }
+}
+
+fn is_json(media_type: &str) -> bool {
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+/// Leave for a verb in the tenant that the request names in `Keyfold-Tenant`, or in the caller's only one.
+pub(super) struct Permitted<V>(pub(super) Permit<V>);
+
+impl<V: PermitVerb, S: Send + Sync> FromRequestParts<S> for Permitted<V> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        let mut named = parts.headers.get_all("keyfold-tenant").iter();
+        let tenant = named.next().map(|value| value.to_str().unwrap_or_default());
+        if named.next().is_some() {
+            return Err(Problem::new(Code::MalformedRequest, "send one Keyfold-Tenant header"));
+        }
+        Ok(Self(caller(parts)?.0.permit(tenant)?))
+    }
+}
+
+/// Who calls. Every route with a guard has one.
+fn caller(parts: &Parts) -> Result<&Caller, Problem> {
+    parts.extensions.get::<Caller>().ok_or_else(|| {
+        Problem::internal(Code::InternalError, "a route without authentication asks who calls")
+    })
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        caller(parts).cloned()
+    }
+}
+
+impl Caller {
+    fn admin_of(&self, tenant: &str) -> Result<Permit<AdminOf>, Problem> {
+        let tenant: TenantId = name(tenant)?;
+        Ok(self.0.permit_admin(&tenant)?)
+    }
+
+    fn operate(&self) -> Result<Operate, Problem> {
+        Ok(self.0.permit_operate()?)
+    }
+}
+
+/// Parses a name that came in a path or a body.
+fn name<T: std::str::FromStr<Err = crate::tenant::InvalidName>>(text: &str) -> Result<T, Problem> {
+    text.parse()
+        .map_err(|error: crate::tenant::InvalidName| Problem::new(Code::MalformedRequest, error.to_string()))
+}
+
+/// A JSON answer that was written by hand.
+fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn created<T: Serialize>(body: T) -> Response {
+    (StatusCode::CREATED, Json(body)).into_response()
+}
+
+/// What an envelope carries beside the message.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Weight {
+    /// The wrapped data key: the envelope opens with the master key alone.
+    Embedded,
+    /// Nothing: 92 bytes of overhead; the registry is needed to open it.
+    Compact,
+}
+
+impl From<Weight> for EnvelopeWeight {
+    fn from(weight: Weight) -> Self {
+        match weight {
+            Weight::Embedded => Self::Embedded,
+            Weight::Compact => Self::Compact,
+        }
+    }
+}
+
+impl From<EnvelopeWeight> for Weight {
+    fn from(weight: EnvelopeWeight) -> Self {
+        match weight {
+            EnvelopeWeight::Embedded => Self::Embedded,
+            EnvelopeWeight::Compact => Self::Compact,
+        }
+    }
+}
+
+/// Whether a tenant or a key is served.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum StatusName {
+    /// It is.
+    Enabled,
+    /// Nothing is encrypted, decrypted or rewrapped.
+    Disabled,
+}
+
+impl From<StatusName> for Status {
+    fn from(status: StatusName) -> Self {
+        match status {
+            StatusName::Enabled => Self::Enabled,
+            StatusName::Disabled => Self::Disabled,
+        }
+    }
+}
+
+impl From<Status> for StatusName {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Enabled => Self::Enabled,
+            Status::Disabled => Self::Disabled,
+        }
+    }
+}
+
+/// A master key in a ring.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KekBody {
+    /// The ARN of an AWS KMS key, or `local:NAME` of the embedded key ring.
+    #[schema(example = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab")]
+    kek: String,
+    /// The IAM role to assume for it, where it lives in another account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "arn:aws:iam::111122223333:role/keyfold")]
+    role: Option<String>,
+    /// The external id that the role's trust policy asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    external_id: Option<String>,
+}
+
+impl From<&Kek> for KekBody {
+    fn from(kek: &Kek) -> Self {
+        let role = kek.role.as_ref();
+        Self {
+            kek: kek.id.to_string(),
+            role: role.map(|role| role.arn.to_string()),
+            external_id: role.and_then(|role| role.external_id.as_ref().map(ToString::to_string)),
+        }
+    }
+}
+
+impl TryFrom<KekBody> for Kek {
+    type Error = Problem;
+
+    fn try_from(body: KekBody) -> Result<Self, Problem> {
+        let external_id = body.external_id.map(Into::into);
+        let role = match body.role {
+            Some(arn) if arn.starts_with("arn:") && arn.contains(":role/") && arn.len() <= 2_048 => {
+                Some(crate::tenant::AssumedRole { arn: arn.into(), external_id })
+            }
+            None if external_id.is_none() => None,
+            _ => {
+                return Err(Problem::new(
+                    Code::MalformedRequest,
+                    "role is the ARN of an IAM role (arn:aws:iam::ACCOUNT:role/NAME); external_id goes with a role",
+                ));
+            }
+        };
+        Ok(Self { id: name(&body.kek)?, role })
+    }
+}
+
+/// Which part of a list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct PageQuery {
+    /// The cursor from the page before (`next`); none for the first page.
+    after: Option<String>,
+    /// How many at most: 1 to 1,000, 100 where nothing is said.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u32>,
+}
+
+const PAGE_DEFAULT: u32 = 100;
+const PAGE_MAX: u32 = 1_000;
+
+impl PageQuery {
+    fn page<C>(self, parse: impl Fn(&str) -> Result<C, Problem>) -> Result<Page<C>, Problem> {
+        let limit = self.limit.unwrap_or(PAGE_DEFAULT);
+        if !(1..=PAGE_MAX).contains(&limit) {
+            return Err(Problem::new(
+                Code::MalformedRequest,
+                format!("limit is {limit}: use 1 to {PAGE_MAX}"),
+            ));
+        }
+        Ok(Page { after: self.after.as_deref().map(parse).transpose()?, limit })
+    }
+}
+
+/// A query string, strictly.
+pub(super) struct Query<T>(pub(super) T);
+
+impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        match axum::extract::Query::try_from_uri(&parts.uri) {
+            Ok(axum::extract::Query(query)) => Ok(Self(query)),
+            Err(_) => {
+                Err(Problem::new(Code::MalformedRequest, "the query takes `after` and `limit`, each once"))
+            }
+        }
+    }
+}
+
+/// The parts of a path, which are names.
+pub(super) struct Path<T>(pub(super) T);
+
+impl<T: serde::de::DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match axum::extract::Path::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(path)) => Ok(Self(path)),
+            Err(_) => Err(Problem::new(Code::MalformedRequest, "the path is not valid")),
+        }
+    }
+}
+
+/// The cursor of the page that follows: there is one where this page is full.
+fn next_cursor<T>(items: &[T], limit: u32, cursor: impl Fn(&T) -> String) -> Option<String> {
+    let full = items.len() == usize::try_from(limit).unwrap_or(usize::MAX);
+    items.last().filter(|_| full).map(cursor)
+}

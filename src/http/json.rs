@@ -1,0 +1,205 @@
+//! JSON in: borrowed from the body where that is possible, and strict. JSON out: written straight into the body.
+//!
+//! A parser's message may quote what it met, and that may be a secret: what is told to the caller is where it
+//! stands and what was expected there.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::Simd;
+use base64::engine::general_purpose::GeneralPurposeConfig;
+use envelope::EncryptionContext;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use std::sync::LazyLock;
+
+use super::problem::{Code, Problem};
+use crate::operations::{OperationError, Plaintext};
+
+/// Standard base64 (RFC 4648, section 4) with padding; the canonical form only.
+pub(super) static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(GeneralPurposeConfig::new()));
+
+/// Parses a body.
+pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| Problem::new(Code::MalformedRequest, explain(&error)))
+}
+
+fn explain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    // What quotes only names of fields is told whole; of the rest only what stands after ", expected".
+    let told = ["unknown field", "unknown variant", "missing field", "duplicate field", "the context"];
+    if told.iter().any(|beginning| text.starts_with(beginning)) {
+        return text.chars().take(300).collect();
+    }
+    let place = format!("at line {} column {}", error.line(), error.column());
+    match text.split_once(", expected ") {
+        Some((_, expected)) if error.is_data() => {
+            let expected = expected.split(" at line ").next().unwrap_or("another value");
+            format!("expected {expected} {place}")
+        }
+        _ if error.is_data() => format!("a value is not valid {place}"),
+        _ => format!("the body is not JSON {place}"),
+    }
+}
+
+/// Text that is borrowed from the body, unless an escape in it makes that impossible.
+#[derive(Default)]
+pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_string<E>(self, text: String) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text)))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// A context: a map of strings to strings, no name twice, within the limits.
+#[derive(Default)]
+pub(super) struct Context(pub(super) EncryptionContext);
+
+impl<'de> Deserialize<'de> for Context {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ContextVisitor;
+        impl<'de> Visitor<'de> for ContextVisitor {
+            type Value = Context;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of strings to strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Context, A::Error> {
+                let mut context = EncryptionContext::new();
+                while let Some((name, value)) = pairs.next_entry::<Text<'_>, Text<'_>>()? {
+                    context.insert(name.0, value.0).map_err(|error| {
+                        A::Error::custom(format_args!("the context is not valid: {error}"))
+                    })?;
+                }
+                Ok(Context(context))
+            }
+        }
+        deserializer.deserialize_map(ContextVisitor)
+    }
+}
+
+/// A plaintext in base64 that is decoded where it will be sealed.
+pub(super) struct Base64Plaintext<'a> {
+    pub(super) text: &'a str,
+    pub(super) bytes_max: usize,
+}
+
+impl Base64Plaintext<'_> {
+    fn too_large(&self) -> OperationError {
+        OperationError::TooLarge(format!(
+            "the plaintext is larger than the {} bytes that this call takes",
+            self.bytes_max
+        ))
+    }
+}
+
+impl Plaintext for Base64Plaintext<'_> {
+    fn bytes_max(&self) -> usize {
+        let padding = self.text.bytes().rev().take(2).filter(|byte| *byte == b'=').count();
+        (self.text.len() / 4 * 3).saturating_sub(padding)
+    }
+
+    fn check(&self) -> Result<(), OperationError> {
+        if Plaintext::bytes_max(self) > self.bytes_max { Err(self.too_large()) } else { Ok(()) }
+    }
+
+    fn append_to(&self, buffer: &mut Vec<u8>) -> Result<(), OperationError> {
+        let at = buffer.len();
+        // Room for the estimate, which rounds up: decoding then needs no buffer of its own.
+        buffer.resize(at + self.text.len().div_ceil(4) * 3, 0);
+        let written = BASE64.decode_slice(self.text, &mut buffer[at..]).map_err(|_| {
+            OperationError::Invalid(
+                "plaintext is not standard base64 with padding (RFC 4648, section 4)".to_owned(),
+            )
+        })?;
+        buffer.truncate(at + written);
+        if written > self.bytes_max { Err(self.too_large()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only parsed")]
+    struct Request<'a> {
+        #[serde(borrow)]
+        plaintext: Text<'a>,
+        #[serde(default)]
+        context: Context,
+    }
+
+    fn detail(body: &str) -> String {
+        parse::<Request<'_>>(body.as_bytes()).err().unwrap().detail.into_owned()
+    }
+
+    #[test]
+    fn what_is_told_names_the_place_and_never_the_value() {
+        assert!(detail(r#"{"plaintext": 5}"#).contains("expected a string at line 1 column 15"));
+        assert!(detail(r#"{"plaintext": "a", "plain": 1}"#).contains("unknown field `plain`"));
+        assert!(detail(r#"{}"#).contains("missing field `plaintext`"));
+        assert!(detail(r#"{"plaintext": "a", "plaintext": "b"}"#).contains("duplicate field `plaintext`"));
+        assert!(
+            detail(r#"{"plaintext": "a", "context": {"a": "1", "a": "2"}}"#)
+                .contains("the context is not valid")
+        );
+        assert!(detail("{").contains("not JSON"));
+        for body in [
+            r#"{"plaintext": ["canary"]}"#,
+            r#"{"plaintext": {"canary": 1}}"#,
+            r#"{"plaintext": "canary""#,
+            r#"{"plaintext": "a", "context": "canary"}"#,
+            r#"{"plaintext": "a", "context": {"a": ["canary"]}}"#,
+            r#""canary""#,
+        ] {
+            assert!(!detail(body).contains("canary"), "{body}: {}", detail(body));
+        }
+    }
+
+    #[test]
+    fn text_is_borrowed_unless_an_escape_forbids_it() {
+        let request: Request<'_> = parse(br#"{"plaintext": "YQ=="}"#).unwrap();
+        assert!(matches!(request.plaintext.0, Cow::Borrowed("YQ==")));
+        let escaped: Request<'_> = parse(br#"{"plaintext": "a\/b="}"#).unwrap();
+        assert_eq!(escaped.plaintext.0, "a/b=");
+    }
+
+    #[test]
+    fn only_canonical_base64_is_plaintext_and_the_limit_is_exact() {
+        let decode = |text: &str, bytes_max: usize| {
+            let plaintext = Base64Plaintext { text, bytes_max };
+            let mut buffer = b"head".to_vec();
+            plaintext.check().and_then(|()| plaintext.append_to(&mut buffer)).map(|()| buffer[4..].to_vec())
+        };
+        assert_eq!(decode("aGVsbG8=", 5).unwrap(), b"hello");
+        assert!(matches!(decode("aGVsbG8=", 4), Err(OperationError::TooLarge(_))));
+        assert_eq!(decode("", 0).unwrap(), b"");
+        for bad in ["aGVsbG8", "aGVsbG9=", "aGVsbG8 ", "aGVs\nbG8=", "_-8=", "a", "====", "aGVsbG8=="] {
+            assert!(matches!(decode(bad, 9), Err(OperationError::Invalid(_))), "{bad:?}");
+        }
+    }
+}

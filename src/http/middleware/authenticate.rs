@@ -1,0 +1,46 @@
+//! Who is calling: before the body is read.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, header};
+
+use crate::access::{Access, AuthenticationError, Principal};
+use crate::http::problem::Problem;
+
+/// The authenticated caller, for the handlers.
+#[derive(Clone)]
+pub(in crate::http) struct Caller(pub(in crate::http) Arc<Principal>);
+
+pub(in crate::http) async fn authenticate(
+    State(access): State<Arc<Access>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let principal = match bearer(request.headers()) {
+        Ok(token) => access.authenticate(token).await,
+        Err(error) => Err(error),
+    };
+    match principal {
+        Ok(principal) => {
+            request.extensions_mut().insert(Caller(principal));
+            next.run(request).await
+        }
+        Err(error) => Problem::from(error).into_response(),
+    }
+}
+
+/// The one bearer token. Two `Authorization` headers are refused: which of them counts is what an attacker would
+/// like to choose.
+fn bearer(headers: &HeaderMap) -> Result<&str, AuthenticationError> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().ok_or(AuthenticationError::Missing)?;
+    if values.next().is_some() {
+        return Err(AuthenticationError::Malformed);
+    }
+    let text = value.to_str().map_err(|_| AuthenticationError::Malformed)?;
+    let (scheme, token) = text.split_once(' ').ok_or(AuthenticationError::Malformed)?;
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(token) } else { Err(AuthenticationError::Malformed) }
+}

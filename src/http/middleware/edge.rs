@@ -1,0 +1,92 @@
+//! The outermost layer: gives the request its id, turns a problem into its body, and logs what went wrong, once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::{HeaderName, HeaderValue, Method};
+
+use crate::http::problem::{Code, Problem};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The longest request id that is taken over from a client.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// Names requests: a random part for the process, and a number.
+pub(in crate::http) struct RequestIds {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    pub(in crate::http) fn new() -> Self {
+        // Without randomness requests are still told apart within the process.
+        let process = getrandom::u64().unwrap_or_default();
+        Self { process, next: AtomicU64::new(1) }
+    }
+
+    fn next(&self) -> HeaderValue {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{:016x}-{number:x}", self.process);
+        HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+    }
+}
+
+/// A client's own id is taken over where it is short and harmless in a log.
+fn acceptable(id: &HeaderValue) -> bool {
+    let bytes = id.as_bytes();
+    (1..=REQUEST_ID_BYTES_MAX).contains(&bytes.len())
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:+/=".contains(byte))
+}
+
+pub(in crate::http) async fn edge(
+    State(ids): State<Arc<RequestIds>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
+    let id = theirs.unwrap_or_else(|| ids.next());
+    let seen = Seen { method: request.method().clone(), path: loggable(request.uri().path()) };
+    let mut response = next.run(request).await;
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        let text = id.to_str().unwrap_or_default();
+        log(&problem, &seen, text);
+        let mut rendered = problem.render(text);
+        // What inner layers have put there stays: `Allow` beside a 405.
+        for (name, value) in response.headers() {
+            if !rendered.headers().contains_key(name) && name != http::header::CONTENT_LENGTH {
+                rendered.headers_mut().insert(name.clone(), value.clone());
+            }
+        }
+        response = rendered;
+    }
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+struct Seen {
+    method: Method,
+    path: String,
+}
+
+/// A path comes from outside: what goes into the log is bounded.
+fn loggable(path: &str) -> String {
+    path.chars().take(100).collect()
+}
+
+fn log(problem: &Problem, seen: &Seen, request_id: &str) {
+    let (method, path) = (&seen.method, seen.path.as_str());
+    let (code, reason) = (problem.code.name(), problem.internal.as_deref().unwrap_or_default());
+    match problem.code {
+        Code::InternalError => tracing::error!(%method, path, code, reason, request_id, "request failed"),
+        code_ if code_.status().is_server_error() => {
+            tracing::warn!(%method, path, code, reason, request_id, "request failed");
+        }
+        _ => tracing::debug!(%method, path, code, reason, request_id, "request refused"),
+    }
+}

@@ -1,0 +1,6 @@
+//! The layers around every handler. `http/mod.rs` says in which order they stand.
+
+pub(super) mod admission;
+pub(super) mod authenticate;
+pub(super) mod deadline;
+pub(super) mod edge;

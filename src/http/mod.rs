@@ -1,0 +1,245 @@
+//! The edge: the routes with their limits, and the layers around them.
+//!
+//! Outermost first:
+//! ```text
+//! edge (request id, problem -> body, log) > catch panic
+//!   > per route: in-flight limit and load shed > deadline > body limit > authenticate
+//!     > handler (permit, parse, operation)
+//! ```
+//! A route cannot be declared without its limits and its guard: [`Route`] has no defaults.
+
+mod handlers;
+mod json;
+mod middleware;
+mod openapi;
+pub mod problem;
+pub mod server;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Extension;
+use axum::middleware::from_fn_with_state;
+use axum::response::IntoResponse;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
+use utoipa_axum::routes;
+
+use crate::access::Access;
+use crate::operations::Operations;
+use crate::tenant::KeyName;
+use handlers::{BodyBytesMax, api_keys, decrypt, encrypt, health, keys, rewrap, tenants};
+use middleware::admission::{Admission, admit};
+use middleware::authenticate::authenticate;
+use middleware::deadline::deadline;
+use middleware::edge::{RequestIds, edge};
+use problem::{Code, Problem};
+
+pub use handlers::health::{Readiness, ReadinessStatus};
+
+/// The edge's limits.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The largest plaintext of a JSON call, in bytes. Default 8 MiB.
+    pub plaintext_bytes_max: usize,
+    /// The largest body of a JSON data-plane call, in bytes. Default 12 MiB: room for a plaintext of 8 MiB in
+    /// base64, its envelope, and a context.
+    pub body_bytes_max: usize,
+    /// The largest body of an administration call, in bytes. Default 64 KiB.
+    pub admin_body_bytes_max: usize,
+    /// How long a request may take, its body included, in seconds. Default 30.
+    pub request_secs_max: u64,
+    /// How many requests may be in flight at once. Default 1,024.
+    pub in_flight_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            plaintext_bytes_max: 8 << 20,
+            body_bytes_max: 12 << 20,
+            admin_body_bytes_max: 64 << 10,
+            request_secs_max: 30,
+            in_flight_max: 1_024,
+        }
+    }
+}
+
+/// Tells how the service is.
+#[async_trait]
+pub trait Probe: Send + Sync {
+    /// The state now, or as it was a moment ago.
+    async fn readiness(&self) -> Readiness;
+}
+
+/// What the handlers need.
+pub(crate) struct HttpState {
+    operations: Arc<Operations>,
+    probe: Arc<dyn Probe>,
+    options: Options,
+    /// Made once: most requests use it.
+    default_key: KeyName,
+}
+
+/// Who may come in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Guard {
+    /// Everybody.
+    Open,
+    /// Who shows a credential; what it may do, its permit says.
+    Credential,
+}
+
+/// A route and all that must be said of it.
+struct Route {
+    methods: UtoipaMethodRouter<Arc<HttpState>>,
+    guard: Guard,
+    body_bytes_max: usize,
+    time_max: Duration,
+    /// Which problems it can answer, beside those that its guard and limits bring.
+    problems: &'static [Code],
+}
+
+const DATA: &[Code] = &[
+    Code::MalformedRequest,
+    Code::ReservedContext,
+    Code::Forbidden,
+    Code::KekDenied,
+    Code::KeyRevoked,
+    Code::NotFound,
+    Code::KmsUnavailable,
+    Code::StoreUnavailable,
+];
+const OPENING: &[Code] = &[
+    Code::MalformedRequest,
+    Code::MalformedEnvelope,
+    Code::ReservedContext,
+    Code::Forbidden,
+    Code::KekDenied,
+    Code::KeyRevoked,
+    Code::NotFound,
+    Code::KeyDestroyed,
+    Code::ContextMismatch,
+    Code::CiphertextDamaged,
+    Code::KmsUnavailable,
+    Code::StoreUnavailable,
+];
+const LOOKING: &[Code] = &[Code::MalformedRequest, Code::Forbidden, Code::NotFound, Code::StoreUnavailable];
+const CHANGING: &[Code] =
+    &[Code::MalformedRequest, Code::Forbidden, Code::NotFound, Code::Conflict, Code::StoreUnavailable];
+const CHANGING_KEKS: &[Code] = &[
+    Code::MalformedRequest,
+    Code::Forbidden,
+    Code::KekDenied,
+    Code::NotFound,
+    Code::Conflict,
+    Code::KmsUnavailable,
+    Code::StoreUnavailable,
+];
+
+fn route_table(options: &Options) -> Vec<Route> {
+    let time_max = Duration::from_secs(options.request_secs_max);
+    let open = |methods| Route { methods, guard: Guard::Open, body_bytes_max: 0, time_max, problems: &[] };
+    let data = |methods, problems| Route {
+        methods,
+        guard: Guard::Credential,
+        body_bytes_max: options.body_bytes_max,
+        time_max,
+        problems,
+    };
+    let admin = |methods, problems| Route {
+        methods,
+        guard: Guard::Credential,
+        body_bytes_max: options.admin_body_bytes_max,
+        time_max,
+        problems,
+    };
+    vec![
+        data(routes!(encrypt::encrypt), DATA),
+        data(routes!(decrypt::decrypt), OPENING),
+        data(routes!(rewrap::rewrap), OPENING),
+        admin(routes!(tenants::create), CHANGING_KEKS),
+        admin(routes!(tenants::list), LOOKING),
+        admin(routes!(tenants::read), LOOKING),
+        admin(routes!(tenants::update), CHANGING_KEKS),
+        admin(routes!(keys::create), CHANGING),
+        admin(routes!(keys::list), LOOKING),
+        admin(routes!(keys::read), LOOKING),
+        admin(routes!(keys::update), CHANGING),
+        admin(routes!(api_keys::create), CHANGING),
+        admin(routes!(api_keys::list), LOOKING),
+        admin(routes!(api_keys::revoke), CHANGING),
+        open(routes!(health::live)),
+        open(routes!(health::ready)),
+    ]
+}
+
+/// The whole service as a router.
+pub fn router(
+    operations: Arc<Operations>,
+    access: Arc<Access>,
+    probe: Arc<dyn Probe>,
+    options: Options,
+) -> axum::Router {
+    let admission = Arc::new(Admission::new(options.in_flight_max));
+    let mut router = OpenApiRouter::with_openapi(openapi::base());
+    for route in route_table(&options) {
+        router = router.routes(guarded(route, &access, &admission));
+    }
+    let (router, document) = router.split_for_parts();
+    let state = HttpState { operations, probe, options, default_key: KeyName::default() };
+    router
+        .merge(openapi::pages(&document))
+        .fallback(|| async { Problem::new(Code::NotFound, "there is nothing at this path") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(Code::MethodNotAllowed, Code::MethodNotAllowed.example())
+        })
+        .with_state(Arc::new(state))
+        .layer(CatchPanicLayer::custom(|_| {
+            // What the panic said may hold anything: the panic hook has logged where it was.
+            Problem::internal(Code::InternalError, "a handler panicked").into_response()
+        }))
+        .layer(from_fn_with_state(Arc::new(RequestIds::new()), edge))
+}
+
+fn guarded(
+    route: Route,
+    access: &Arc<Access>,
+    admission: &Arc<Admission>,
+) -> UtoipaMethodRouter<Arc<HttpState>> {
+    let (schemas, mut paths, mut methods) = route.methods;
+    openapi::add_problems(
+        &mut paths,
+        route.guard == Guard::Credential,
+        route.body_bytes_max > 0,
+        route.problems,
+    );
+    if route.guard == Guard::Credential {
+        methods = methods.layer(from_fn_with_state(Arc::clone(access), authenticate));
+    }
+    methods = methods
+        .layer(Extension(BodyBytesMax(route.body_bytes_max)))
+        .layer(from_fn_with_state(route.time_max, deadline));
+    // Health is answered however many requests are in flight: a busy service is not a dead one.
+    if route.guard == Guard::Credential {
+        methods = methods.layer(from_fn_with_state(Arc::clone(admission), admit));
+    }
+    (schemas, paths, methods)
+}
+
+/// The OpenAPI document of the service.
+pub fn openapi_document() -> utoipa::openapi::OpenApi {
+    let mut router: OpenApiRouter<Arc<HttpState>> = OpenApiRouter::with_openapi(openapi::base());
+    for route in route_table(&Options::default()) {
+        let (schemas, mut paths, methods) = route.methods;
+        openapi::add_problems(
+            &mut paths,
+            route.guard == Guard::Credential,
+            route.body_bytes_max > 0,
+            route.problems,
+        );
+        router = router.routes((schemas, paths, methods));
+    }
+    router.into_openapi()
+}

@@ -1,0 +1,154 @@
+//! The verbs: encrypt, decrypt, rewrap, and administration. No HTTP here.
+//!
+//! Every operation takes a permit, and takes the tenant from it.
+
+mod administer;
+mod decrypt;
+mod encrypt;
+mod rewrap;
+
+use std::sync::Arc;
+
+use envelope::{ContextError, EncryptionContext, FormatError, OpenError, Salt, SealError};
+
+use crate::access::{Access, Forbidden};
+use crate::audit::Audit;
+use crate::clock::Clock;
+use crate::pool::{DekPool, PoolError};
+use crate::store::watch::ChangeWatch;
+use crate::store::{DekScope, Store, StoreError};
+use crate::tenant::{Kek, KeyName, TenantId};
+
+pub use administer::{ApiKeyGrant, KeyChange, Page, TenantChange};
+pub use decrypt::{Decrypted, Decryption};
+pub use encrypt::{Encrypted, Encryption, Plaintext};
+pub use rewrap::{RewrapMode, Rewrapped, Rewrapping};
+
+/// What the verbs need. Built once.
+pub struct Operations {
+    pool: DekPool,
+    store: Arc<dyn Store>,
+    watch: Arc<ChangeWatch>,
+    access: Arc<Access>,
+    audit: Audit,
+    clock: Clock,
+    keks: Arc<dyn KekCheck>,
+}
+
+/// Whether this service can use a master key: asked before a tenant's ring takes it.
+#[async_trait::async_trait]
+pub trait KekCheck: Send + Sync {
+    /// What is wrong with this KEK, said to the operator; nothing where it can be used.
+    async fn check(&self, kek: &Kek) -> Result<(), OperationError>;
+}
+
+impl Operations {
+    /// The verbs over these parts.
+    pub fn new(
+        pool: DekPool,
+        store: Arc<dyn Store>,
+        watch: Arc<ChangeWatch>,
+        access: Arc<Access>,
+        clock: Clock,
+        keks: Arc<dyn KekCheck>,
+    ) -> Self {
+        let audit = Audit::new(clock.clone());
+        Self { pool, store, watch, access, audit, clock, keks }
+    }
+
+    /// The pool of data keys.
+    pub fn pool(&self) -> &DekPool {
+        &self.pool
+    }
+
+    /// Whether the registry answers.
+    pub async fn ping_store(&self) -> Result<(), StoreError> {
+        self.store.ping().await
+    }
+}
+
+/// Why an operation was not done. The texts are safe to show to the caller, except those of
+/// [`OperationError::Pool`], [`OperationError::Store`] and [`OperationError::Internal`], which are for operators.
+#[derive(Debug, thiserror::Error)]
+pub enum OperationError {
+    /// The caller may not.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// What was asked makes no sense; the text says what to do.
+    #[error("{0}")]
+    Invalid(String),
+    /// A context name of the caller's begins with a prefix that is not his to use.
+    #[error(
+        "the context name {0:?} is reserved: names that begin with \"keyfold:\" or \"aws\" are the service's"
+    )]
+    ReservedContext(String),
+    /// The context breaks a limit or names something twice.
+    #[error("the context is not valid: {0}")]
+    Context(#[from] ContextError),
+    /// The ciphertext is not an envelope.
+    #[error("the ciphertext is not a keyfold envelope: {0}")]
+    Malformed(#[from] FormatError),
+    /// The envelope was sealed with another context, or is another tenant's.
+    #[error("the ciphertext was not made with this context, or not for this tenant")]
+    ContextMismatch,
+    /// The envelope's body is not what was sealed.
+    #[error("the ciphertext is damaged")]
+    Damaged,
+    /// There is nothing of that name.
+    #[error("there is no {0}")]
+    NotFound(String),
+    /// It collides with what is there.
+    #[error("{0}")]
+    Conflict(String),
+    /// The message is larger than what this call takes.
+    #[error("{0}")]
+    TooLarge(String),
+    /// The message cannot be sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// No data key.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The registry.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A fault of keyfold's own.
+    #[error("{0}")]
+    Internal(&'static str),
+}
+
+impl From<OpenError> for OperationError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Malformed(error) => Self::Malformed(error),
+            OpenError::Damaged => Self::Damaged,
+            _ => Self::ContextMismatch,
+        }
+    }
+}
+
+/// The context of a message: the caller's pairs and the service's own, which he can neither set nor leave out.
+fn message_context(
+    caller: EncryptionContext,
+    tenant: &TenantId,
+    key: &KeyName,
+) -> Result<EncryptionContext, OperationError> {
+    if let Some((name, _)) = caller.iter().find(|(name, _)| EncryptionContext::is_reserved(name)) {
+        return Err(OperationError::ReservedContext(name.chars().take(80).collect()));
+    }
+    let mut context = caller;
+    context.insert("keyfold:tenant", tenant.as_str())?;
+    context.insert("keyfold:key", key.as_str())?;
+    Ok(context)
+}
+
+fn scope(tenant: &TenantId, key: &KeyName) -> DekScope {
+    DekScope { tenant: tenant.clone(), key: key.clone(), bound: EncryptionContext::new() }
+}
+
+fn new_salt() -> Result<Salt, OperationError> {
+    let mut salt = Salt::default();
+    getrandom::fill(&mut salt)
+        .map_err(|_| OperationError::Internal("the operating system gives no randomness"))?;
+    Ok(salt)
+}

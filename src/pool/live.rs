@@ -1,0 +1,186 @@
+//! A data key in memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use envelope::{DataKey, DataKeyId, WrappedKeys};
+
+use super::usage::Counts;
+use crate::store::watch::Mark;
+use crate::store::{DekScope, DekState, KeyPolicy};
+use crate::tenant::KekId;
+
+/// A data key that the KMS has vouched for, and what the registry says of it. Shared by all requests that use it;
+/// the plaintext inside can be taken away at any moment, while the rest stays to remember the counts.
+pub(super) struct LiveDek {
+    pub(super) id: DataKeyId,
+    pub(super) scope: DekScope,
+    /// The canonical form of the KMS context that this data key calls for.
+    pub(super) kms_context: Box<[u8]>,
+    pub(super) counts: Counts,
+    key: ArcSwapOption<DataKey>,
+    facts: ArcSwap<Facts>,
+    vouched_by: ArcSwap<KekId>,
+    /// When the KMS last vouched for it; monotonic.
+    vouched_ms: AtomicU64,
+    /// Until when the plaintext may be used; monotonic.
+    usable_until_ms: AtomicU64,
+    /// Whether it is used past its time because the KMS cannot be asked.
+    stale: AtomicBool,
+    /// When it was last used; monotonic.
+    used_ms: AtomicU64,
+    /// When a renewal was last tried; monotonic.
+    pub(super) tried_ms: AtomicU64,
+    /// When its successor was last seen to; monotonic.
+    pub(super) prepared_ms: AtomicU64,
+    /// When the cache was last told that it is in use; monotonic.
+    pub(super) touched_ms: AtomicU64,
+    mark: Arc<Mark>,
+}
+
+/// What the registry said of a data key when it was last read.
+#[derive(Clone)]
+pub(super) struct Facts {
+    pub(super) state: DekState,
+    pub(super) policy: KeyPolicy,
+    /// The wrapped forms as an embedded envelope carries them.
+    pub(super) section: WrappedKeys,
+    /// When its age reaches the policy's limit; monotonic. Never, where it is not active.
+    pub(super) retires_at: Duration,
+    /// The mark at which all this was read.
+    pub(super) seen_mark: u64,
+    /// Whether the registry knows it at all: an embedded envelope can bring a data key that was lost there.
+    pub(super) registered: bool,
+}
+
+/// How long plaintext lives.
+#[derive(Clone, Copy)]
+pub(super) struct Lifetimes {
+    pub(super) plaintext_max: Duration,
+    pub(super) stale_max: Duration,
+}
+
+impl LiveDek {
+    pub(super) fn new(
+        id: DataKeyId,
+        scope: DekScope,
+        kms_context: &[u8],
+        counts: Counts,
+        facts: Facts,
+        mark: Arc<Mark>,
+    ) -> Self {
+        let nobody = facts.section.keys().first().and_then(|form| form.kek.parse::<KekId>().ok());
+        Self {
+            id,
+            scope,
+            kms_context: kms_context.into(),
+            counts,
+            key: ArcSwapOption::empty(),
+            facts: ArcSwap::from_pointee(facts),
+            vouched_by: ArcSwap::from_pointee(nobody.unwrap_or_else(unknown_kek)),
+            vouched_ms: AtomicU64::new(0),
+            usable_until_ms: AtomicU64::new(0),
+            stale: AtomicBool::new(false),
+            used_ms: AtomicU64::new(0),
+            tried_ms: AtomicU64::new(0),
+            prepared_ms: AtomicU64::new(0),
+            touched_ms: AtomicU64::new(0),
+            mark,
+        }
+    }
+
+    /// The key, if it may be used now and what is known of it is up to date.
+    pub(super) fn usable(&self, now: Duration) -> Option<(Arc<DataKey>, arc_swap::Guard<Arc<Facts>>)> {
+        let facts = self.facts.load();
+        if facts.seen_mark != self.mark.now() {
+            return None;
+        }
+        let key = self.plaintext(now)?;
+        Some((key, facts))
+    }
+
+    /// The key, if the KMS's word for it still counts.
+    pub(super) fn plaintext(&self, now: Duration) -> Option<Arc<DataKey>> {
+        let now_ms = as_ms(now);
+        if now_ms >= self.usable_until_ms.load(Ordering::Acquire) {
+            return None;
+        }
+        let key = self.key.load_full()?;
+        self.used_ms.store(now_ms, Ordering::Relaxed);
+        Some(key)
+    }
+
+    /// The KMS has just given this key.
+    pub(super) fn vouch(&self, key: DataKey, by: KekId, now: Duration, lifetimes: Lifetimes) {
+        self.key.store(Some(Arc::new(key)));
+        self.vouched_by.store(Arc::new(by));
+        self.vouched_ms.store(as_ms(now), Ordering::Release);
+        // Whoever has it fetched is about to use it.
+        let _ = self.used_ms.compare_exchange(0, as_ms(now), Ordering::Relaxed, Ordering::Relaxed);
+        self.stale.store(false, Ordering::Release);
+        self.usable_until_ms.store(as_ms(now.saturating_add(lifetimes.plaintext_max)), Ordering::Release);
+    }
+
+    /// The KMS cannot be asked: go on with what is here, up to the stated limit. False where that limit has passed
+    /// or nothing is here.
+    pub(super) fn outlast(&self, now: Duration, lifetimes: Lifetimes) -> bool {
+        let until = Duration::from_millis(self.vouched_ms.load(Ordering::Acquire))
+            .saturating_add(lifetimes.plaintext_max)
+            .saturating_add(lifetimes.stale_max);
+        if now >= until || self.key.load().is_none() {
+            return false;
+        }
+        self.stale.store(true, Ordering::Release);
+        self.usable_until_ms.store(as_ms(until), Ordering::Release);
+        true
+    }
+
+    /// Takes the plaintext away. It is wiped when the last request that holds it is done.
+    pub(super) fn wipe(&self) {
+        self.usable_until_ms.store(0, Ordering::Release);
+        self.key.store(None);
+    }
+
+    pub(super) fn holds_plaintext(&self) -> bool {
+        self.key.load().is_some()
+    }
+
+    pub(super) fn is_past(&self, now: Duration) -> bool {
+        as_ms(now) >= self.usable_until_ms.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Acquire)
+    }
+
+    pub(super) fn vouched_by(&self) -> Arc<KekId> {
+        self.vouched_by.load_full()
+    }
+
+    pub(super) fn vouched_at(&self) -> Duration {
+        Duration::from_millis(self.vouched_ms.load(Ordering::Acquire))
+    }
+
+    pub(super) fn used_at(&self) -> Duration {
+        Duration::from_millis(self.used_ms.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn facts(&self) -> arc_swap::Guard<Arc<Facts>> {
+        self.facts.load()
+    }
+
+    pub(super) fn learn(&self, facts: Facts) {
+        self.facts.store(Arc::new(facts));
+    }
+}
+
+fn unknown_kek() -> KekId {
+    #[expect(clippy::expect_used, reason = "a constant that parses")]
+    "local:unknown".parse().expect("a valid KEK id")
+}
+
+pub(super) fn as_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

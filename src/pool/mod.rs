@@ -1,0 +1,368 @@
+//! The data keys (DEKs) in memory: found at once when they are hot, fetched once when they are not.
+//!
+//! A data key comes in through a KMS and in no other way, is durable in the registry before its first use, and is
+//! wiped when its time is over, when it has not been used for a while, when others need the room, and at shutdown.
+//! Requests find it without waiting for a lock, a database or a KMS; only a miss goes through [`flights`](self), one
+//! for all who ask. `keeper` does ahead of time what a request would otherwise have to wait for.
+
+mod cache;
+mod directory;
+mod fetch;
+mod flights;
+mod keeper;
+mod live;
+mod usage;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use envelope::{DataKey, DataKeyId, Head, WrappedKeys};
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::kms::{Kms, KmsError};
+use crate::store::watch::ChangeWatch;
+use crate::store::{DekScope, DekState, EnvelopeWeight, Store, StoreError};
+use crate::tenant::{KeyName, TenantId};
+
+use cache::Cache;
+use directory::Directory;
+use fetch::{Fetch, Wanted};
+use flights::Flights;
+use live::{Facts, Lifetimes, LiveDek, as_ms};
+
+/// The pool's limits.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many data keys are kept in memory in all. Default 10,000.
+    pub deks_max: u64,
+    /// How many data keys of one tenant are kept in memory, so that no tenant pushes out the others. Default 1,000.
+    pub tenant_deks_max: usize,
+    /// How long a plaintext data key lives after the KMS last vouched for it, in seconds. Default 300. Within this
+    /// time an owner's decision at the KMS takes effect everywhere.
+    pub dek_plaintext_secs_max: u64,
+    /// How long after that a data key still in memory is used while the KMS cannot be reached, in seconds. Default
+    /// 3,600; 0 for not at all.
+    pub dek_stale_secs_max: u64,
+    /// After how long without use a data key is let go, in seconds. Default 900.
+    pub dek_idle_secs_max: u64,
+    /// How long an error is remembered for those who ask for the same data key, in milliseconds. Default 1,000.
+    pub error_memory_ms: u64,
+    /// How often usage counts are flushed to the registry, in seconds. Default 5.
+    pub usage_flush_secs: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            deks_max: 10_000,
+            tenant_deks_max: 1_000,
+            dek_plaintext_secs_max: 300,
+            dek_stale_secs_max: 3_600,
+            dek_idle_secs_max: 900,
+            error_memory_ms: 1_000,
+            usage_flush_secs: 5,
+        }
+    }
+}
+
+/// Why there is no data key. Shared by all who waited for the same one.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PoolError {
+    /// The KMS did not give it.
+    #[error(transparent)]
+    Kms(#[from] KmsError),
+    /// The registry did not give it, or could not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no such tenant.
+    #[error("the tenant does not exist")]
+    NoTenant,
+    /// The tenant has no such key.
+    #[error("the tenant has no key named '{0}'")]
+    NoKey(KeyName),
+    /// The tenant is switched off.
+    #[error("the tenant is disabled")]
+    TenantDisabled,
+    /// The key is switched off.
+    #[error("the key '{0}' is disabled")]
+    KeyDisabled(KeyName),
+    /// Neither the registry nor the envelope brings a data key of this tenant.
+    #[error("no data key of this tenant opens this envelope")]
+    UnknownDek,
+    /// The data key is revoked; it can be taken back.
+    #[error("the data key is revoked")]
+    Revoked,
+    /// The data key is destroyed for good.
+    #[error("the data key is destroyed")]
+    Destroyed,
+    /// The envelope's wrapped-key section does not agree with its tenant, key, data key or KEKs.
+    #[error("the envelope's wrapped-key section is not believed: {0}")]
+    Disbelieved(&'static str),
+    /// What was fetched was used up, changed or crowded out before it could be used, several times over.
+    #[error("the data key was used up, changed or crowded out while it was handed over")]
+    Busy,
+    /// A fault of keyfold's own.
+    #[error("{0}")]
+    Internal(&'static str),
+    /// One message is larger than all that the key's policy lets a data key seal.
+    #[error("the message is larger than the {0} bytes that the key's policy allows one data key in all")]
+    TooLargeForKey(u64),
+}
+
+/// What sealing needs.
+pub struct Sealing {
+    /// The data key.
+    pub key: Arc<DataKey>,
+    /// What an embedded envelope carries.
+    pub embedded: WrappedKeys,
+    /// What the key's policy says an envelope carries.
+    pub weight: EnvelopeWeight,
+    live: Arc<LiveDek>,
+}
+
+impl Sealing {
+    /// Counts bytes whose number was not known when the data key was asked for.
+    pub fn count_bytes(&self, bytes: u64) {
+        self.live.counts.add_bytes(bytes);
+    }
+}
+
+/// What opening needs, and what is known of the envelope's data key.
+pub struct Opening {
+    /// The data key.
+    pub key: Arc<DataKey>,
+    /// What it serves: the tenant, the key's name, and the context bound to the data key.
+    pub scope: DekScope,
+    /// Whether it still encrypts.
+    pub active: bool,
+    /// What an embedded envelope would carry today.
+    pub embedded: WrappedKeys,
+    /// What the key's policy says an envelope carries.
+    pub weight: EnvelopeWeight,
+}
+
+impl Opening {
+    /// The wrapped-key section that an envelope of this data key has today; `weight` overrides the key's policy.
+    pub fn section(&self, weight: Option<EnvelopeWeight>) -> WrappedKeys {
+        section(&self.embedded, weight.unwrap_or(self.weight))
+    }
+}
+
+impl Sealing {
+    /// The wrapped-key section of a new envelope; `weight` overrides the key's policy.
+    pub fn section(&self, weight: Option<EnvelopeWeight>) -> WrappedKeys {
+        section(&self.embedded, weight.unwrap_or(self.weight))
+    }
+}
+
+fn section(embedded: &WrappedKeys, weight: EnvelopeWeight) -> WrappedKeys {
+    match weight {
+        EnvelopeWeight::Embedded => embedded.clone(),
+        EnvelopeWeight::Compact => WrappedKeys::compact(),
+    }
+}
+
+/// The cached data keys of all tenants. Cloning is cheap; clones share everything.
+#[derive(Clone)]
+pub struct DekPool {
+    fetch: Arc<Fetch>,
+    active_flights: Arc<Flights<DekScope>>,
+    open_flights: Arc<Flights<Wanted>>,
+    idle: Duration,
+}
+
+/// How stale the cache's own idea of "recently used" may be: asking it on every call costs more than the sealing.
+const TOUCH_MS: u64 = 1_000;
+
+impl DekPool {
+    /// A pool over this KMS and registry. Its background work runs on `tracker`.
+    pub fn new(
+        kms: Arc<dyn Kms>,
+        store: Arc<dyn Store>,
+        watch: Arc<ChangeWatch>,
+        clock: Clock,
+        options: &Options,
+        tracker: TaskTracker,
+    ) -> Self {
+        let error_memory = Duration::from_millis(options.error_memory_ms);
+        let active_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
+        let open_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
+        let fetch = Arc::new(Fetch {
+            kms,
+            directory: Directory::new(Arc::clone(&store), Arc::clone(&watch), clock.clone()),
+            store,
+            watch,
+            clock,
+            cache: Cache::new(options.deks_max, options.tenant_deks_max),
+            active: papaya::HashMap::new(),
+            lifetimes: Lifetimes {
+                plaintext_max: Duration::from_secs(options.dek_plaintext_secs_max),
+                stale_max: Duration::from_secs(options.dek_stale_secs_max),
+            },
+        });
+        let idle = Duration::from_secs(options.dek_idle_secs_max);
+        Self { fetch, active_flights, open_flights, idle }
+    }
+
+    /// The active data key of this scope, for a message of `bytes` bytes of plaintext (0 where that is not known
+    /// yet: see [`Sealing::count_bytes`]).
+    pub async fn to_encrypt(&self, scope: &DekScope, bytes: u64) -> Result<Sealing, PoolError> {
+        if let Some(sealing) = self.hot(scope, bytes) {
+            return Ok(sealing);
+        }
+        // Once more than the policy's limit allows within one go: the data key that comes back may have been used
+        // up by those who waited for it with us.
+        for _ in 0..3 {
+            let fetch = Arc::clone(&self.fetch);
+            let wanted = scope.clone();
+            let good = |live: &Arc<LiveDek>| self.serves(live, bytes);
+            let work = async move { fetch.active(&wanted, bytes).await };
+            self.active_flights.join(scope.clone(), good, work).await?;
+            if let Some(sealing) = self.hot(scope, bytes) {
+                return Ok(sealing);
+            }
+        }
+        Err(PoolError::Busy)
+    }
+
+    /// Whether an earlier answer would do for this message.
+    fn serves(&self, live: &Arc<LiveDek>, bytes: u64) -> bool {
+        let now = self.fetch.clock.monotonic();
+        live.usable(now).is_some_and(|(_, facts)| {
+            facts.state == DekState::Active
+                && now < facts.retires_at
+                && live.counts.has_room(bytes, &facts.policy)
+        })
+    }
+
+    fn hot(&self, scope: &DekScope, bytes: u64) -> Option<Sealing> {
+        let fetch = &self.fetch;
+        let now = fetch.clock.monotonic();
+        let live = fetch.active.pin().get(scope).cloned()?;
+        if !fetch.watch.is_current(now) {
+            return None;
+        }
+        let (key, facts) = live.usable(now)?;
+        if facts.state != DekState::Active
+            || now >= facts.retires_at
+            || !live.counts.admit(bytes, &facts.policy)
+        {
+            return None;
+        }
+        live.counts.sealed(fetch.clock.now());
+        self.touch(&live, now);
+        let (embedded, weight) = (facts.section.clone(), facts.policy.envelope);
+        Some(Sealing { key, embedded, weight, live })
+    }
+
+    /// The data key of an envelope with this head, for this tenant.
+    pub async fn to_decrypt(&self, tenant: &TenantId, head: &Head) -> Result<Opening, PoolError> {
+        let opening = match self.hot_opening(tenant, head.dek_id()) {
+            Some(opening) => opening?,
+            None => self.cold_opening(tenant, head).await?,
+        };
+        self.agrees(&opening.0, head)?;
+        opening.0.counts.opened(self.fetch.clock.now());
+        Ok(opening.1)
+    }
+
+    async fn cold_opening(
+        &self,
+        tenant: &TenantId,
+        head: &Head,
+    ) -> Result<(Arc<LiveDek>, Opening), PoolError> {
+        // More than once: a change of the registry, or a crowded cache, can take back what was just fetched.
+        for _ in 0..3 {
+            let live = self.fetch_for(tenant, head).await?;
+            if let Some((key, facts)) = live.usable(self.fetch.clock.monotonic()) {
+                let opening = opening(&live, key, &facts)?;
+                return Ok((live, opening));
+            }
+        }
+        Err(PoolError::Busy)
+    }
+
+    async fn fetch_for(&self, tenant: &TenantId, head: &Head) -> Result<Arc<LiveDek>, PoolError> {
+        match self.open(Wanted::registered(tenant, head.dek_id())).await {
+            // Not in the registry, or the registry is down: what the envelope brings may do, as far as it is
+            // believed.
+            Err(PoolError::UnknownDek | PoolError::Store(StoreError::Unavailable(_)))
+                if !head.wrapped().is_compact() =>
+            {
+                self.open(Wanted::brought(tenant, head.dek_id(), head.wrapped())).await
+            }
+            other => other,
+        }
+    }
+
+    async fn open(&self, wanted: Wanted) -> Result<Arc<LiveDek>, PoolError> {
+        let fetch = Arc::clone(&self.fetch);
+        let good = |live: &Arc<LiveDek>| live.usable(self.fetch.clock.monotonic()).is_some();
+        let key = wanted.clone();
+        self.open_flights.join(key, good, async move { fetch.open(&wanted).await }).await
+    }
+
+    fn hot_opening(
+        &self,
+        tenant: &TenantId,
+        id: DataKeyId,
+    ) -> Option<Result<(Arc<LiveDek>, Opening), PoolError>> {
+        let fetch = &self.fetch;
+        let now = fetch.clock.monotonic();
+        let live = fetch.cache.find(tenant, id)?;
+        if !fetch.watch.is_current(now) {
+            return None;
+        }
+        let (key, facts) = live.usable(now)?;
+        let opening = opening(&live, key, &facts);
+        Some(opening.map(|opening| (live, opening)))
+    }
+
+    /// The section comes from the caller: it must be what this tenant, key and data key call for, whether it was
+    /// needed or not.
+    fn agrees(&self, live: &LiveDek, head: &Head) -> Result<(), PoolError> {
+        match head.wrapped().kms_context() {
+            Some(context) if context.canonical() != *live.kms_context => {
+                Err(PoolError::Disbelieved("its KMS context is another tenant's, key's or data key's"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn touch(&self, live: &Arc<LiveDek>, now: Duration) {
+        let now_ms = as_ms(now);
+        if now_ms.saturating_sub(live.touched_ms.load(Ordering::Relaxed)) > TOUCH_MS {
+            live.touched_ms.store(now_ms, Ordering::Relaxed);
+            self.fetch.cache.find(&live.scope.tenant, live.id);
+        }
+    }
+
+    /// How many plaintext data keys are in memory.
+    pub fn plaintext_deks(&self) -> usize {
+        self.fetch.cache.plaintext_count()
+    }
+
+    /// Wipes everything; for shutdown.
+    pub fn clear(&self) {
+        self.fetch.active.pin().clear();
+        self.fetch.cache.clear();
+        self.active_flights.clear();
+        self.open_flights.clear();
+    }
+}
+
+fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts) -> Result<Opening, PoolError> {
+    match facts.state {
+        DekState::Revoked => Err(PoolError::Revoked),
+        DekState::Destroyed => Err(PoolError::Destroyed),
+        DekState::Next | DekState::Active | DekState::Retired => Ok(Opening {
+            key,
+            scope: live.scope.clone(),
+            active: facts.state == DekState::Active,
+            embedded: facts.section.clone(),
+            weight: facts.policy.envelope,
+        }),
+    }
+}

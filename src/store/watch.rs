@@ -1,0 +1,90 @@
+//! How a process learns that somebody changed the registry: this process, another replica, or the command line.
+//!
+//! What is kept in memory of a tenant (its policy, its data keys' states, its API keys) carries the [`Mark`] that
+//! it was read at. A poll of [`Store::changes`] moves the marks of the tenants that changed, so that the hot path
+//! asks nothing but "is my mark still the same?", and only what changed is read again. While the registry cannot be
+//! asked, what is in memory stays good for a stated time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::{Store, StoreError};
+use crate::clock::Clock;
+use crate::tenant::TenantId;
+
+/// Follows the registry's changes. One for each process.
+pub struct ChangeWatch {
+    store: Arc<dyn Store>,
+    clock: Clock,
+    stale_max: Duration,
+    marks: papaya::HashMap<Option<TenantId>, Arc<Mark>>,
+    seen: tokio::sync::Mutex<u64>,
+    good_until_ms: AtomicU64,
+}
+
+/// Counts the changes of one tenant, or of what belongs to none.
+#[derive(Default)]
+pub struct Mark(AtomicU64);
+
+impl Mark {
+    /// The count now. Read it *before* reading the record that it is to vouch for.
+    pub fn now(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl ChangeWatch {
+    /// A watch over this store. What is in memory stays good for `stale_max` after the last answer of the registry.
+    pub fn new(store: Arc<dyn Store>, clock: Clock, stale_max: Duration) -> Self {
+        let watch = Self {
+            store,
+            clock,
+            stale_max,
+            marks: papaya::HashMap::new(),
+            seen: tokio::sync::Mutex::new(0),
+            good_until_ms: AtomicU64::new(0),
+        };
+        watch.extend();
+        watch
+    }
+
+    /// The mark of a tenant; `None` is the mark of what belongs to no single tenant.
+    pub fn mark(&self, tenant: Option<&TenantId>) -> Arc<Mark> {
+        Arc::clone(self.marks.pin().get_or_insert_with(tenant.cloned(), Arc::default))
+    }
+
+    /// Whether the registry has answered recently enough for what is in memory to be used.
+    pub fn is_current(&self, monotonic: Duration) -> bool {
+        as_ms(monotonic) < self.good_until_ms.load(Ordering::Acquire)
+    }
+
+    /// Asks the registry what has changed since the last time, and moves the marks.
+    pub async fn poll(&self) -> Result<(), StoreError> {
+        let mut seen = self.seen.lock().await;
+        let changes = self.store.changes(*seen).await?;
+        for change in changes {
+            // A tenant without a mark has nothing in memory that could be out of date.
+            if let Some(mark) = self.marks.pin().get(&change.tenant) {
+                mark.0.fetch_add(1, Ordering::AcqRel);
+            }
+            *seen = (*seen).max(change.seq);
+        }
+        self.extend();
+        Ok(())
+    }
+
+    /// Polls, if the last answer of the registry is too old for what is in memory to be used.
+    pub async fn ensure_current(&self) -> Result<(), StoreError> {
+        if self.is_current(self.clock.monotonic()) { Ok(()) } else { self.poll().await }
+    }
+
+    fn extend(&self) {
+        self.good_until_ms
+            .store(as_ms(self.clock.monotonic().saturating_add(self.stale_max)), Ordering::Release);
+    }
+}
+
+fn as_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -3,6 +3,7 @@
 
 mod keyring_file;
 mod kms_contract;
+mod layering;
 mod store_contract;
 mod store_model;
 mod store_sqlite;

@@ -135,7 +135,7 @@ pub struct Opening {
     pub key: Arc<DataKey>,
     /// What it serves: the tenant, the key's name, and the context bound to the data key.
     pub scope: DekScope,
-    /// Whether it still encrypts.
+    /// Whether it still encrypts: its time is not over, and its KEKs are those of the tenant's ring.
     pub active: bool,
     /// What an embedded envelope would carry today.
     pub embedded: WrappedKeys,
@@ -217,9 +217,11 @@ impl DekPool {
         for _ in 0..3 {
             let fetch = Arc::clone(&self.fetch);
             let wanted = scope.clone();
-            let good = |live: &Arc<LiveDek>| self.serves(live, bytes);
+            let pool = self.clone();
+            let good = move |live: &Arc<LiveDek>| pool.serves(live, bytes);
             let work = async move { fetch.active(&wanted, bytes).await };
-            self.active_flights.join(scope.clone(), good, work).await?;
+            let mark = self.fetch.directory.mark(&scope.tenant);
+            self.active_flights.join(scope.clone(), mark, good, work).await?;
             if let Some(sealing) = self.hot(scope, bytes) {
                 return Ok(sealing);
             }
@@ -277,7 +279,7 @@ impl DekPool {
         for _ in 0..3 {
             let live = self.fetch_for(tenant, head).await?;
             if let Some((key, facts)) = live.usable(self.fetch.clock.monotonic()) {
-                let opening = opening(&live, key, &facts)?;
+                let opening = opening(&live, key, &facts, self.fetch.clock.monotonic())?;
                 return Ok((live, opening));
             }
         }
@@ -298,10 +300,10 @@ impl DekPool {
     }
 
     async fn open(&self, wanted: Wanted) -> Result<Arc<LiveDek>, PoolError> {
-        let fetch = Arc::clone(&self.fetch);
-        let good = |live: &Arc<LiveDek>| live.usable(self.fetch.clock.monotonic()).is_some();
-        let key = wanted.clone();
-        self.open_flights.join(key, good, async move { fetch.open(&wanted).await }).await
+        let (fetch, clock) = (Arc::clone(&self.fetch), self.fetch.clock.clone());
+        let good = move |live: &Arc<LiveDek>| live.usable(clock.monotonic()).is_some();
+        let (key, mark) = (wanted.clone(), self.fetch.directory.mark(wanted.tenant()));
+        self.open_flights.join(key, mark, good, async move { fetch.open(&wanted).await }).await
     }
 
     fn hot_opening(
@@ -316,7 +318,7 @@ impl DekPool {
             return None;
         }
         let (key, facts) = live.usable(now)?;
-        let opening = opening(&live, key, &facts);
+        let opening = opening(&live, key, &facts, now);
         Some(opening.map(|opening| (live, opening)))
     }
 
@@ -354,14 +356,14 @@ fn agrees(live: &LiveDek, opening: &Opening, head: &Head) -> Result<(), PoolErro
     }
 }
 
-fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts) -> Result<Opening, PoolError> {
+fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts, now: Duration) -> Result<Opening, PoolError> {
     match facts.state {
         DekState::Revoked => Err(PoolError::Revoked),
         DekState::Destroyed => Err(PoolError::Destroyed),
         DekState::Next | DekState::Active | DekState::Retired => Ok(Opening {
             key,
             scope: live.scope.clone(),
-            active: facts.state == DekState::Active,
+            active: facts.state == DekState::Active && now < facts.retires_at,
             embedded: facts.section.clone(),
             weight: facts.policy.envelope,
         }),

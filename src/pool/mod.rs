@@ -218,7 +218,8 @@ impl DekPool {
             let fetch = Arc::clone(&self.fetch);
             let wanted = scope.clone();
             let pool = self.clone();
-            let good = move |live: &Arc<LiveDek>| pool.serves(live, bytes);
+            let wanted_again = scope.clone();
+            let good = move |live: &Arc<LiveDek>| pool.serves(&wanted_again, live, bytes);
             let work = async move { fetch.active(&wanted, bytes).await };
             let mark = self.fetch.directory.mark(&scope.tenant);
             self.active_flights.join(scope.clone(), mark, good, work).await?;
@@ -229,14 +230,17 @@ impl DekPool {
         Err(PoolError::Busy)
     }
 
-    /// Whether an earlier answer would do for this message.
-    fn serves(&self, live: &Arc<LiveDek>, bytes: u64) -> bool {
+    /// Whether an earlier answer would do for this message: whether [`DekPool::hot`] finds it and takes it.
+    fn serves(&self, scope: &DekScope, live: &Arc<LiveDek>, bytes: u64) -> bool {
         let now = self.fetch.clock.monotonic();
-        live.usable(now).is_some_and(|(_, facts)| {
-            facts.state == DekState::Active
-                && now < facts.retires_at
-                && live.counts.has_room(bytes, &facts.policy)
-        })
+        let in_place = self.fetch.active.pin().get(scope).is_some_and(|active| Arc::ptr_eq(active, live));
+        in_place
+            && self.fetch.watch.is_current(now)
+            && live.usable(now).is_some_and(|(_, facts)| {
+                facts.state == DekState::Active
+                    && now < facts.retires_at
+                    && live.counts.has_room(bytes, &facts.policy)
+            })
     }
 
     fn hot(&self, scope: &DekScope, bytes: u64) -> Option<Sealing> {
@@ -300,8 +304,11 @@ impl DekPool {
     }
 
     async fn open(&self, wanted: Wanted) -> Result<Arc<LiveDek>, PoolError> {
-        let (fetch, clock) = (Arc::clone(&self.fetch), self.fetch.clock.clone());
-        let good = move |live: &Arc<LiveDek>| live.usable(clock.monotonic()).is_some();
+        let (fetch, known) = (Arc::clone(&self.fetch), Arc::clone(&self.fetch));
+        let good = move |live: &Arc<LiveDek>| {
+            let now = known.clock.monotonic();
+            known.watch.is_current(now) && live.usable(now).is_some()
+        };
         let (key, mark) = (wanted.clone(), self.fetch.directory.mark(wanted.tenant()));
         self.open_flights.join(key, mark, good, async move { fetch.open(&wanted).await }).await
     }

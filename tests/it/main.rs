@@ -7,6 +7,7 @@ mod contract;
 mod keyring_file;
 mod kms_contract;
 mod layering;
+mod pool;
 mod probes;
 mod readme;
 mod service;

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends with a panic")]
 
 mod keyring_file;
+mod kms_aws;
 mod kms_contract;
+mod kms_moto;
 mod store_contract;
 mod store_model;
 mod store_sqlite;

@@ -291,6 +291,7 @@ async fn an_answer_about_another_key_is_not_believed() {
 async fn lying_proxy(target: String, key: String) -> String {
     use axum::body::Bytes;
     use axum::http::HeaderMap;
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let answer = move |headers: HeaderMap, body: Bytes| async move {
         let mut call: serde_json::Value = serde_json::from_slice(&body).unwrap();

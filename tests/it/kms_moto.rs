@@ -14,7 +14,21 @@ use crate::kms_aws::{IRELAND, aws, credentials, kek};
 use crate::kms_contract::{KmsFixture, hold_to_all_but};
 
 /// Where moto differs from AWS, by the line of the contract that shows it.
-const NOT_KEPT: &[&str] = &[];
+const NOT_KEPT: &[&str] = &[
+    // A KeyId that is not the blob's is AccessDeniedException, where AWS has IncorrectKeyException.
+    "no_other_kek_opens_a_wrapped_key",
+    "rewrap_moves_a_data_key_to_another_kek",
+    // A context is bound by its pairs' text one after the other: {a: "b", c: "d"} is {ab: "cd"}.
+    "no_other_context_opens_a_wrapped_key",
+    // The first bytes name the key: changed, they are AccessDeniedException.
+    "a_changed_wrapped_key_is_damaged",
+    "rewrap_refuses_a_changed_wrapped_key",
+    // ReEncrypt does not look at SourceKeyId.
+    "a_missing_kek_is_denied_for_everything",
+    // Disabled keys, and keys pending deletion, go on working.
+    "a_disabled_kek_is_denied_until_it_is_enabled",
+    "a_kek_pending_deletion_is_denied_until_that_is_cancelled",
+];
 
 #[tokio::test]
 async fn the_contract_is_kept_against_moto_in_all_that_moto_does_as_aws_does() {
@@ -92,6 +106,11 @@ pub(crate) async fn create_key(owner: &Client) -> String {
     owner.create_key().send().await.unwrap().key_metadata.unwrap().arn.unwrap()
 }
 
+/// moto's administration knows keys by their id only.
+fn id(kek: &Kek) -> &str {
+    kek.id.as_str().rsplit('/').next().unwrap()
+}
+
 #[async_trait]
 impl KmsFixture for MotoFixture {
     fn kms(&self) -> &dyn Kms {
@@ -107,22 +126,22 @@ impl KmsFixture for MotoFixture {
     }
 
     async fn disable(&self, kek: &Kek) {
-        self.owner.disable_key().key_id(kek.id.as_str()).send().await.unwrap();
+        self.owner.disable_key().key_id(id(kek)).send().await.unwrap();
     }
 
     async fn enable(&self, kek: &Kek) {
-        self.owner.enable_key().key_id(kek.id.as_str()).send().await.unwrap();
+        self.owner.enable_key().key_id(id(kek)).send().await.unwrap();
     }
 
     async fn rotate(&self, kek: &Kek) {
-        self.owner.rotate_key_on_demand().key_id(kek.id.as_str()).send().await.unwrap();
+        self.owner.rotate_key_on_demand().key_id(id(kek)).send().await.unwrap();
     }
 
     async fn schedule_deletion(&self, kek: &Kek) {
-        self.owner.schedule_key_deletion().key_id(kek.id.as_str()).send().await.unwrap();
+        self.owner.schedule_key_deletion().key_id(id(kek)).send().await.unwrap();
     }
 
     async fn cancel_deletion(&self, kek: &Kek) {
-        self.owner.cancel_key_deletion().key_id(kek.id.as_str()).send().await.unwrap();
+        self.owner.cancel_key_deletion().key_id(id(kek)).send().await.unwrap();
     }
 }

@@ -12,7 +12,10 @@ use crate::access::{Access, Pepper};
 use crate::clock::Clock;
 use crate::config::{Secrets, Settings, Variables};
 use crate::http::{Probe, Readiness, ReadinessStatus};
+use crate::kms::aws::AwsKms;
+use crate::kms::guarded::GuardedKms;
 use crate::kms::local::{KeyRingError, LocalKeyRing, Protection};
+use crate::kms::ring::KekRings;
 use crate::kms::router::KmsRouter;
 use crate::kms::{KekState, Kms, KmsError, Urgency};
 use crate::lifecycle::Lifecycle;
@@ -49,6 +52,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// The KMS.
     pub kms: Arc<dyn Kms>,
+    /// The guard in front of it, which knows how its regions are.
+    pub guard: Option<GuardedKms>,
     /// The embedded key ring, where there is one.
     pub keyring: Option<LocalKeyRing>,
     /// The server's secret in every API key's hash.
@@ -66,25 +71,30 @@ impl App {
         let pepper = pepper(settings, variables)?;
         let store: Arc<dyn Store> = Arc::new(open_store(settings).await?);
         let keyring = open_keyring(settings, variables, dev, &clock).await?;
-        let kms: Arc<dyn Kms> =
-            Arc::new(KmsRouter::new(keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>)));
-        Ok(Self::assemble(settings, Parts { clock, store, kms, keyring, pepper }))
+        let aws =
+            GuardedKms::new(Arc::new(AwsKms::new(settings.aws.reach())), clock.clone(), settings.aws.guard());
+        let local = keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>);
+        let kms: Arc<dyn Kms> = Arc::new(KmsRouter::new(local, Arc::new(aws.clone())));
+        let guard = Some(aws);
+        Ok(Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper }))
     }
 
     /// Puts the parts together.
     pub fn assemble(settings: &Settings, parts: Parts) -> Self {
-        let Parts { clock, store, kms, keyring, pepper } = parts;
+        let Parts { clock, store, kms, guard: _guard, keyring, pepper } = parts;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
         let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
         let pool_options = crate::pool::Options::from(&settings.pool);
+        let tracker = lifecycle.tracker.clone();
+        let rings = KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), tracker.clone());
         let pool = DekPool::new(
-            Arc::clone(&kms),
+            rings,
             Arc::clone(&store),
             Arc::clone(&watch),
             clock.clone(),
             &pool_options,
-            &lifecycle.tracker,
+            &tracker,
         );
         let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
         let operations = Arc::new(Operations::new(

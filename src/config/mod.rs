@@ -3,6 +3,7 @@
 //! In order of precedence: flags, the environment (`KEYFOLD_HTTP__BODY_BYTES_MAX=...`), the configuration file, the
 //! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
 
+mod aws;
 mod secrets;
 
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
+pub use aws::AwsSettings;
 pub use secrets::{SecretError, Secrets, write_new_secret};
 
 /// Everything that can be configured.
@@ -34,6 +36,8 @@ pub struct Settings {
     pub registry: RegistrySettings,
     /// The embedded key ring.
     pub keyring: KeyringSettings,
+    /// AWS KMS.
+    pub aws: AwsSettings,
     /// Credentials.
     pub access: AccessSettings,
     /// The log.
@@ -51,6 +55,7 @@ impl Default for Settings {
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
             keyring: KeyringSettings::default(),
+            aws: AwsSettings::default(),
             access: AccessSettings::default(),
             log: LogSettings::default(),
         }
@@ -285,6 +290,7 @@ impl Settings {
 
     /// What single values cannot tell.
     fn check(&self) -> Result<(), ConfigError> {
+        self.aws.check()?;
         let at_least = |name: &str, value: u64, min: u64| {
             if value >= min {
                 Ok(())

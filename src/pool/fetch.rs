@@ -13,7 +13,8 @@ use super::flights::Destination;
 use super::live::{Facts, Lifetimes, LiveDek};
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
-use crate::kms::{self, Kms, KmsError, Urgency, ring};
+use crate::kms::ring::{KekRings, RingFailure};
+use crate::kms::{self, KmsError, Urgency};
 use crate::store::watch::ChangeWatch;
 use crate::store::{
     Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoredDek, TenantRecord,
@@ -23,7 +24,7 @@ use crate::tenant::{Kek, KekId, KeyName, TenantId};
 
 /// Everything that a miss needs.
 pub(super) struct Fetch {
-    pub(super) kms: Arc<dyn Kms>,
+    pub(super) rings: KekRings,
     pub(super) store: Arc<dyn Store>,
     pub(super) watch: Arc<ChangeWatch>,
     pub(super) directory: Directory,
@@ -185,7 +186,7 @@ impl Fetch {
         match self.store.activate_dek(predecessor, &new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
                 let live = self.live(tenant, &new.stored, &key.policy, seen_mark)?;
-                self.received(&live, new.key, new.by);
+                self.received(&live, new.key, new.by, new.asked_at);
                 Ok(live)
             }
             Activation::Taken(theirs) => {
@@ -206,7 +207,7 @@ impl Fetch {
         match self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
                 let live = self.live(&tenant, &new.stored, &key.policy, seen_mark)?;
-                self.received(&live, new.key, new.by);
+                self.received(&live, new.key, new.by, new.asked_at);
                 Ok(live)
             }
             Activation::Taken(theirs) => {
@@ -225,10 +226,11 @@ impl Fetch {
         let now = self.clock.now();
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
-        let generated =
-            ring::generate(&*self.kms, &tenant.ring, &context, urgency).await.inspect_err(|failure| {
-                self.heed(std::slice::from_ref(failure));
-            })?;
+        let asked_at = self.clock.monotonic();
+        let generated = match self.rings.generate(&tenant.ring, &context, urgency).await {
+            Ok(generated) => generated,
+            Err(failure) => return Err(self.refused(failure)),
+        };
         self.heed(&generated.missing);
         for missing in &generated.missing {
             tracing::warn!(tenant = %tenant.id, dek = %id, error = %missing, "a new data key lacks a wrapped form");
@@ -241,7 +243,7 @@ impl Fetch {
         });
         let stored =
             StoredDek { dek: DekRecord::new(id, scope.clone(), state, now), wrapped: wrapped.collect() };
-        Ok(Made { stored, key: DataKey::new(id, generated.plaintext), by: generated.by })
+        Ok(Made { stored, key: DataKey::new(id, generated.plaintext), by: generated.by, asked_at })
     }
 
     /// Brings a data key of the registry into memory, or what is in memory up to date.
@@ -335,28 +337,37 @@ impl Fetch {
             .iter()
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
-        match ring::unwrap(&*self.kms, keks, &forms, &context, urgency).await {
+        // The KMS vouches for the moment at which it decided, which is not before it was asked.
+        let asked_at = self.clock.monotonic();
+        let failure = match self.rings.unwrap(keks, &forms, &context, urgency).await {
             Ok(unwrapped) => {
                 self.heed(&unwrapped.denials);
                 let key = DataKey::new(live.id, unwrapped.plaintext);
-                live.vouch(key, unwrapped.by, self.clock.monotonic(), self.lifetimes);
+                live.vouch(key, unwrapped.by, asked_at, self.lifetimes);
+                return Ok(());
+            }
+            Err(failure) => failure,
+        };
+        match self.refused(failure) {
+            PoolError::Kms(KmsError::Outage { .. })
+                if live.outlast(self.clock.monotonic(), self.lifetimes) =>
+            {
                 Ok(())
             }
-            Err(failure) => {
-                self.heed(&failure.failures);
-                match failure.deciding() {
-                    Some(KmsError::Outage { .. }) if live.outlast(self.clock.monotonic(), self.lifetimes) => {
-                        Ok(())
-                    }
-                    Some(outage @ KmsError::Outage { .. }) => Err(outage.into()),
-                    Some(refused) => {
-                        live.wipe();
-                        Err(refused.into())
-                    }
-                    None => Err(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring")),
-                }
+            outage @ PoolError::Kms(KmsError::Outage { .. }) => Err(outage),
+            refused => {
+                live.wipe();
+                Err(refused)
             }
         }
+    }
+
+    /// Heeds what every member of a ring has said, and gives the answer that decides.
+    fn refused(&self, failure: RingFailure) -> PoolError {
+        self.heed(&failure.failures);
+        failure
+            .deciding()
+            .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)
     }
 
     /// A KEK's owner has said no: everything that this KEK has vouched for goes, whoever uses it.
@@ -368,8 +379,8 @@ impl Fetch {
         }
     }
 
-    fn received(&self, live: &Arc<LiveDek>, key: DataKey, by: KekId) {
-        live.vouch(key, by, self.clock.monotonic(), self.lifetimes);
+    fn received(&self, live: &Arc<LiveDek>, key: DataKey, by: KekId, asked_at: Duration) {
+        live.vouch(key, by, asked_at, self.lifetimes);
         self.cache.keep(Arc::clone(live));
     }
 
@@ -431,6 +442,8 @@ struct Made {
     stored: StoredDek,
     key: DataKey,
     by: KekId,
+    /// When the KMS was asked; monotonic.
+    asked_at: Duration,
 }
 
 /// The KEKs whose wrapped forms are believed: the tenant's ring, then what was in it before.

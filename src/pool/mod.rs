@@ -21,7 +21,8 @@ use envelope::{DataKey, DataKeyId, Head, WrappedKeys};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::kms::{Kms, KmsError};
+use crate::kms::KmsError;
+use crate::kms::ring::KekRings;
 use crate::store::watch::ChangeWatch;
 use crate::store::{DekScope, DekState, EnvelopeWeight, Store, StoreError};
 use crate::tenant::{KeyName, TenantId};
@@ -177,9 +178,9 @@ pub struct DekPool {
 const TOUCH_MS: u64 = 1_000;
 
 impl DekPool {
-    /// A pool over this KMS and registry. Its background work runs on `tracker`.
+    /// A pool over these KEK rings and this registry. Its background work runs on `tracker`.
     pub fn new(
-        kms: Arc<dyn Kms>,
+        rings: KekRings,
         store: Arc<dyn Store>,
         watch: Arc<ChangeWatch>,
         clock: Clock,
@@ -190,7 +191,7 @@ impl DekPool {
         let active_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
         let open_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
         let fetch = Arc::new(Fetch {
-            kms,
+            rings,
             directory: Directory::new(Arc::clone(&store), Arc::clone(&watch), clock.clone()),
             store,
             watch,

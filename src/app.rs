@@ -94,7 +94,7 @@ impl App {
         ));
         let probe = Arc::new(StoreProbe(Arc::clone(&store)));
         let router =
-            crate::http::router(Arc::clone(&operations), Arc::clone(&access), probe, settings.http.edge());
+            crate::http::router(Arc::clone(&operations), Arc::clone(&access), probe, settings.edge());
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
         Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush }
     }

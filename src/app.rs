@@ -81,7 +81,7 @@ impl App {
             Arc::clone(&watch),
             clock.clone(),
             &pool_options,
-            lifecycle.tracker.clone(),
+            &lifecycle.tracker,
         );
         let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
         let operations = Arc::new(Operations::new(
@@ -93,8 +93,7 @@ impl App {
             Arc::new(AskTheKms(kms)),
         ));
         let probe = Arc::new(StoreProbe(Arc::clone(&store)));
-        let router =
-            crate::http::router(Arc::clone(&operations), Arc::clone(&access), probe, settings.edge());
+        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.edge());
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
         Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush }
     }

@@ -3,6 +3,8 @@
 
 mod keyring_file;
 mod kms_contract;
+mod layering;
+mod readme;
 mod store_contract;
 mod store_model;
 mod store_sqlite;

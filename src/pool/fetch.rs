@@ -9,6 +9,7 @@ use envelope::{DataKey, DataKeyId, EncryptionContext, WrappedDataKey, WrappedKey
 use super::PoolError;
 use super::cache::Cache;
 use super::directory::Directory;
+use super::flights::Destination;
 use super::live::{Facts, Lifetimes, LiveDek};
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
@@ -53,6 +54,10 @@ impl Hash for Wanted {
 }
 
 impl Wanted {
+    pub(super) fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
     pub(super) fn registered(tenant: &TenantId, id: DataKeyId) -> Self {
         Self { tenant: tenant.clone(), id, brought: None }
     }
@@ -64,6 +69,18 @@ impl Wanted {
         bound: &EncryptionContext,
     ) -> Self {
         Self { tenant: tenant.clone(), id, brought: Some((section.clone(), bound.clone())) }
+    }
+}
+
+impl Destination for Wanted {
+    fn brought_bytes(&self) -> usize {
+        self.brought.as_ref().map_or(0, |section| section.as_bytes().len())
+    }
+}
+
+impl Destination for DekScope {
+    fn brought_bytes(&self) -> usize {
+        0
     }
 }
 
@@ -139,8 +156,7 @@ impl Fetch {
             Some(live) => live.counts.has_room(bytes, &key.policy),
             None => Counts::from_registry(stored.dek.messages, stored.dek.bytes).has_room(bytes, &key.policy),
         };
-        let under_a_former_kek = stored.wrapped.iter().any(|form| tenant.ring.member(&form.kek).is_none());
-        counted && !under_a_former_kek && self.retires_at(&stored.dek, &key.policy) > self.clock.monotonic()
+        counted && self.retires_at(tenant, stored, &key.policy) > self.clock.monotonic()
     }
 
     /// Refuses one more value of the key-bound context than the tenant may have. Two that come at the very same time
@@ -188,7 +204,7 @@ impl Fetch {
         // Durable before first use: a ciphertext under a data key that a crash forgets would be lost for ever.
         match self.store.activate_dek(predecessor, &new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
-                let live = self.live(&new.stored, &key.policy, seen_mark)?;
+                let live = self.live(tenant, &new.stored, &key.policy, seen_mark)?;
                 self.received(&live, new.key, new.by);
                 Ok(live)
             }
@@ -209,7 +225,7 @@ impl Fetch {
         let new = self.generate(&tenant, scope, DekState::Next, Urgency::Background).await?;
         match self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
-                let live = self.live(&new.stored, &key.policy, seen_mark)?;
+                let live = self.live(&tenant, &new.stored, &key.policy, seen_mark)?;
                 self.received(&live, new.key, new.by);
                 Ok(live)
             }
@@ -270,10 +286,10 @@ impl Fetch {
         let key = self.directory.key(&tenant.id, &stored.dek.scope.key).await?;
         let live = match self.cache.find(&tenant.id, stored.dek.id) {
             Some(live) => {
-                live.learn(self.facts(&stored, &key.policy, seen_mark)?);
+                live.learn(self.facts(tenant, &stored, &key.policy, seen_mark)?);
                 live
             }
-            None => self.live(&stored, &key.policy, seen_mark)?,
+            None => self.live(tenant, &stored, &key.policy, seen_mark)?,
         };
         let section = live.facts().section.clone();
         if live.plaintext(self.clock.monotonic()).is_none() {
@@ -380,6 +396,7 @@ impl Fetch {
 
     fn live(
         &self,
+        tenant: &TenantRecord,
         stored: &StoredDek,
         policy: &KeyPolicy,
         seen_mark: u64,
@@ -387,12 +404,18 @@ impl Fetch {
         let dek = &stored.dek;
         let context = kms_context(&dek.scope, dek.id)?.canonical();
         let counts = Counts::from_registry(dek.messages, dek.bytes);
-        let facts = self.facts(stored, policy, seen_mark)?;
+        let facts = self.facts(tenant, stored, policy, seen_mark)?;
         let mark = self.directory.mark(&dek.scope.tenant);
         Ok(Arc::new(LiveDek::new(dek.id, dek.scope.clone(), &context, counts, facts, mark)))
     }
 
-    fn facts(&self, stored: &StoredDek, policy: &KeyPolicy, seen_mark: u64) -> Result<Facts, PoolError> {
+    fn facts(
+        &self,
+        tenant: &TenantRecord,
+        stored: &StoredDek,
+        policy: &KeyPolicy,
+        seen_mark: u64,
+    ) -> Result<Facts, PoolError> {
         let context = kms_context(&stored.dek.scope, stored.dek.id)?;
         let forms: Vec<_> = stored
             .wrapped
@@ -401,7 +424,7 @@ impl Fetch {
             .collect();
         let section = WrappedKeys::new(&context, &forms)
             .map_err(|_| PoolError::Internal("the registry's wrapped forms do not fit into an envelope"))?;
-        let retires_at = self.retires_at(&stored.dek, policy);
+        let retires_at = self.retires_at(tenant, stored, policy);
         Ok(Facts {
             state: stored.dek.state,
             policy: *policy,
@@ -412,7 +435,13 @@ impl Fetch {
         })
     }
 
-    fn retires_at(&self, dek: &DekRecord, policy: &KeyPolicy) -> Duration {
+    /// When a data key stops encrypting: at its age, or at once where the tenant's ring no longer has a KEK that
+    /// wraps it.
+    fn retires_at(&self, tenant: &TenantRecord, stored: &StoredDek, policy: &KeyPolicy) -> Duration {
+        if stored.wrapped.iter().any(|form| tenant.ring.member(&form.kek).is_none()) {
+            return Duration::ZERO;
+        }
+        let dek = &stored.dek;
         let since = dek.activated_at.unwrap_or(dek.created_at);
         let age = self.clock.now().since(since);
         self.clock.monotonic() + Duration::from_secs(policy.dek_age_secs_max).saturating_sub(age)

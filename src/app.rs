@@ -106,7 +106,7 @@ impl App {
             Arc::new(AskTheKms(kms)),
         ));
         let probe = Arc::new(StoreProbe(Arc::clone(&store)));
-        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.http.edge());
+        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.edge());
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
         Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush }
     }

@@ -13,7 +13,8 @@ use super::flights::Destination;
 use super::live::{Facts, Lifetimes, LiveDek};
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
-use crate::kms::{self, Kms, KmsError, Urgency, ring};
+use crate::kms::ring::{KekRings, RingFailure};
+use crate::kms::{self, KmsError, Urgency};
 use crate::store::watch::ChangeWatch;
 use crate::store::{
     Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoredDek, TenantRecord,
@@ -23,13 +24,14 @@ use crate::tenant::{Kek, KekId, KeyName, TenantId};
 
 /// Everything that a miss needs.
 pub(super) struct Fetch {
-    pub(super) kms: Arc<dyn Kms>,
+    pub(super) rings: KekRings,
     pub(super) store: Arc<dyn Store>,
     pub(super) watch: Arc<ChangeWatch>,
     pub(super) directory: Directory,
     pub(super) clock: Clock,
     pub(super) cache: Cache,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
+    pub(super) bound_scopes_max: u64,
     pub(super) lifetimes: Lifetimes,
 }
 
@@ -39,15 +41,16 @@ pub(super) struct Wanted {
     tenant: TenantId,
     id: DataKeyId,
     /// What the envelope brings, where the registry does not know the data key. It is part of what is wanted, so
-    /// that one caller's forged section cannot make another's fail.
-    brought: Option<WrappedKeys>,
+    /// that one caller's forged section cannot make another's fail; so are the pairs that his call binds to it.
+    brought: Option<(WrappedKeys, EncryptionContext)>,
 }
 
 impl Eq for Wanted {}
 
 impl Hash for Wanted {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.tenant, self.id, self.brought.as_ref().map(WrappedKeys::as_bytes)).hash(state);
+        let brought = self.brought.as_ref().map(|(section, bound)| (section.as_bytes(), bound));
+        (&self.tenant, self.id, brought).hash(state);
     }
 }
 
@@ -60,8 +63,13 @@ impl Wanted {
         Self { tenant: tenant.clone(), id, brought: None }
     }
 
-    pub(super) fn brought(tenant: &TenantId, id: DataKeyId, section: &WrappedKeys) -> Self {
-        Self { tenant: tenant.clone(), id, brought: Some(section.clone()) }
+    pub(super) fn brought(
+        tenant: &TenantId,
+        id: DataKeyId,
+        section: &WrappedKeys,
+        bound: &EncryptionContext,
+    ) -> Self {
+        Self { tenant: tenant.clone(), id, brought: Some((section.clone(), bound.clone())) }
     }
 }
 
@@ -96,7 +104,7 @@ impl Fetch {
                 )
                 .await
             }
-            Some(section) => self.open_brought(&tenant, wanted.id, section, seen_mark).await,
+            Some((section, bound)) => self.open_brought(&tenant, wanted.id, section, bound, seen_mark).await,
         }
     }
 
@@ -120,7 +128,10 @@ impl Fetch {
                 self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await?
             }
             Some(stored) => self.succeed(&tenant, &key, scope, stored.dek.id, seen_mark).await?,
-            None => self.make(&tenant, &key, scope, None, seen_mark).await?,
+            None => {
+                self.has_room_for_scope(scope).await?;
+                self.make(&tenant, &key, scope, None, seen_mark).await?
+            }
         };
         self.active.pin().insert(scope.clone(), Arc::clone(&live));
         Ok(live)
@@ -147,6 +158,16 @@ impl Fetch {
             None => Counts::from_registry(stored.dek.messages, stored.dek.bytes).has_room(bytes, &key.policy),
         };
         counted && self.retires_at(tenant, stored, &key.policy) > self.clock.monotonic()
+    }
+
+    /// Refuses one more value of the key-bound context than the tenant may have. Two that come at the very same time
+    /// may both pass: the limit keeps a mapping from exploding, and is no promise to the last one.
+    async fn has_room_for_scope(&self, scope: &DekScope) -> Result<(), PoolError> {
+        let limit = self.bound_scopes_max;
+        if scope.bound.is_empty() || self.store.bound_scopes(&scope.tenant).await? < limit {
+            return Ok(());
+        }
+        Err(PoolError::TooManyBoundScopes(limit))
     }
 
     /// Ends `predecessor` and puts the data key that waits, or else a new one, in its place.
@@ -185,7 +206,7 @@ impl Fetch {
         match self.store.activate_dek(predecessor, &new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
                 let live = self.live(tenant, &new.stored, &key.policy, seen_mark)?;
-                self.received(&live, new.key, new.by);
+                self.received(&live, new.key, new.by, new.asked_at);
                 Ok(live)
             }
             Activation::Taken(theirs) => {
@@ -206,7 +227,7 @@ impl Fetch {
         match self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
                 let live = self.live(&tenant, &new.stored, &key.policy, seen_mark)?;
-                self.received(&live, new.key, new.by);
+                self.received(&live, new.key, new.by, new.asked_at);
                 Ok(live)
             }
             Activation::Taken(theirs) => {
@@ -225,10 +246,11 @@ impl Fetch {
         let now = self.clock.now();
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
-        let generated =
-            ring::generate(&*self.kms, &tenant.ring, &context, urgency).await.inspect_err(|failure| {
-                self.heed(std::slice::from_ref(failure));
-            })?;
+        let asked_at = self.clock.monotonic();
+        let generated = match self.rings.generate(&tenant.ring, &context, urgency).await {
+            Ok(generated) => generated,
+            Err(failure) => return Err(self.refused(failure)),
+        };
         self.heed(&generated.missing);
         for missing in &generated.missing {
             tracing::warn!(tenant = %tenant.id, dek = %id, error = %missing, "a new data key lacks a wrapped form");
@@ -241,7 +263,7 @@ impl Fetch {
         });
         let stored =
             StoredDek { dek: DekRecord::new(id, scope.clone(), state, now), wrapped: wrapped.collect() };
-        Ok(Made { stored, key: DataKey::new(id, generated.plaintext), by: generated.by })
+        Ok(Made { stored, key: DataKey::new(id, generated.plaintext), by: generated.by, asked_at })
     }
 
     /// Brings a data key of the registry into memory, or what is in memory up to date.
@@ -280,21 +302,22 @@ impl Fetch {
     }
 
     /// Opens a data key that only the envelope knows. The section comes from the caller, so it is believed only as
-    /// far as it agrees with what is known: its KMS context must be exactly the one that this tenant, key and data
-    /// key call for, and only KEKs of the tenant's ring, now or earlier, are asked. Otherwise anyone could bring a
+    /// far as it agrees with what is known: its KMS context must be exactly the one that this tenant, key, data key
+    /// and the call's key-bound pairs call for, and only KEKs of the tenant's ring, now or earlier, are asked. Otherwise anyone could bring a
     /// data key of his own, wrapped under a KEK of his own, and have his forgery opened as genuine.
     async fn open_brought(
         &self,
         tenant: &TenantRecord,
         id: DataKeyId,
         section: &WrappedKeys,
+        bound: &EncryptionContext,
         seen_mark: u64,
     ) -> Result<Arc<LiveDek>, PoolError> {
         let brought = section.kms_context().ok_or(PoolError::UnknownDek)?;
         let disbelieved = PoolError::Disbelieved("its KMS context is not of this tenant, key and data key");
         let key_name = brought.get("keyfold:key").and_then(|name| name.parse::<KeyName>().ok());
         let key_name = key_name.ok_or_else(|| disbelieved.clone())?;
-        let scope = DekScope { tenant: tenant.id.clone(), key: key_name, bound: EncryptionContext::new() };
+        let scope = DekScope { tenant: tenant.id.clone(), key: key_name, bound: bound.clone() };
         if kms_context(&scope, id)? != *brought {
             return Err(disbelieved);
         }
@@ -335,28 +358,37 @@ impl Fetch {
             .iter()
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
-        match ring::unwrap(&*self.kms, keks, &forms, &context, urgency).await {
+        // The KMS vouches for the moment at which it decided, which is not before it was asked.
+        let asked_at = self.clock.monotonic();
+        let failure = match self.rings.unwrap(keks, &forms, &context, urgency).await {
             Ok(unwrapped) => {
                 self.heed(&unwrapped.denials);
                 let key = DataKey::new(live.id, unwrapped.plaintext);
-                live.vouch(key, unwrapped.by, self.clock.monotonic(), self.lifetimes);
+                live.vouch(key, unwrapped.by, asked_at, self.lifetimes);
+                return Ok(());
+            }
+            Err(failure) => failure,
+        };
+        match self.refused(failure) {
+            PoolError::Kms(KmsError::Outage { .. })
+                if live.outlast(self.clock.monotonic(), self.lifetimes) =>
+            {
                 Ok(())
             }
-            Err(failure) => {
-                self.heed(&failure.failures);
-                match failure.deciding() {
-                    Some(KmsError::Outage { .. }) if live.outlast(self.clock.monotonic(), self.lifetimes) => {
-                        Ok(())
-                    }
-                    Some(outage @ KmsError::Outage { .. }) => Err(outage.into()),
-                    Some(refused) => {
-                        live.wipe();
-                        Err(refused.into())
-                    }
-                    None => Err(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring")),
-                }
+            outage @ PoolError::Kms(KmsError::Outage { .. }) => Err(outage),
+            refused => {
+                live.wipe();
+                Err(refused)
             }
         }
+    }
+
+    /// Heeds what every member of a ring has said, and gives the answer that decides.
+    fn refused(&self, failure: RingFailure) -> PoolError {
+        self.heed(&failure.failures);
+        failure
+            .deciding()
+            .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)
     }
 
     /// A KEK's owner has said no: everything that this KEK has vouched for goes, whoever uses it.
@@ -368,8 +400,8 @@ impl Fetch {
         }
     }
 
-    fn received(&self, live: &Arc<LiveDek>, key: DataKey, by: KekId) {
-        live.vouch(key, by, self.clock.monotonic(), self.lifetimes);
+    fn received(&self, live: &Arc<LiveDek>, key: DataKey, by: KekId, asked_at: Duration) {
+        live.vouch(key, by, asked_at, self.lifetimes);
         self.cache.keep(Arc::clone(live));
     }
 
@@ -431,6 +463,8 @@ struct Made {
     stored: StoredDek,
     key: DataKey,
     by: KekId,
+    /// When the KMS was asked; monotonic.
+    asked_at: Duration,
 }
 
 /// The KEKs whose wrapped forms are believed: the tenant's ring, then what was in it before.

@@ -51,7 +51,7 @@ impl<K: Destination> Flights<K> {
             // The default policy may turn a new landing away, and an error must be remembered.
             .eviction_policy(EvictionPolicy::lru())
             // Only frees memory: what a landing is worth is decided by the injected clock.
-            .time_to_live(Duration::from_secs(60))
+            .time_to_live(Duration::from_mins(1))
             .build();
         Self { landings, clock, error_memory, tracker }
     }

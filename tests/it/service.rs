@@ -71,6 +71,7 @@ impl World {
             kms,
             keyring: Some(self.keyring.clone()),
             pepper: Pepper::new(&[7; 32]).unwrap(),
+            guard: None,
         };
         let app = App::assemble(&self.settings, parts);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,7 +1,7 @@
 //! Every call of AES-GCM, HMAC and SHA-256 in this crate, each with the reason why it is safe.
 //!
-//! Nothing here returns a secret by value: outputs go into buffers that the caller wipes, because a value that
-//! is moved can leave a copy of itself on the stack.
+//! Nothing here returns a secret by value: outputs go into buffers that the caller wipes, because a value
+//! that is moved can leave a copy of itself on the stack.
 
 use aes_gcm::aead::consts::U12;
 use aes_gcm::aead::inout::InOutBuf;
@@ -42,8 +42,8 @@ pub(crate) fn same(a: &[u8; KEY_BYTES], b: &[u8; KEY_BYTES]) -> bool {
 /// HMAC-SHA-256 (FIPS 198-1) with the key already absorbed: the two hash states after the inner and the outer
 /// padded key. A message starts from clones of them and pays no key schedule.
 ///
-/// Written on `Sha256` and not on the `hmac` crate, because that leaves the padded key on the stack, and `hkdf`
-/// leaves the first output block there, which is our message key. A test holds this to both crates.
+/// Written on `Sha256` and not on the `hmac` crate, because that leaves the padded key on the stack, and
+/// `hkdf` leaves the first output block there, which is our message key. A test holds this to both crates.
 pub(crate) struct PreparedHmac {
     inner: Sha256,
     outer: Sha256,
@@ -68,9 +68,9 @@ impl PreparedHmac {
     ///
     /// Safe without an extract step because the data key is 256 uniformly random bits (RFC 5869 section 3.3).
     /// `info` has one fixed length, so two different (header, context) pairs never give the same `info`; the
-    /// salt inside the header makes it unique for each message. The commitment is the second block of a PRF whose
-    /// first block is the key: it reveals nothing of the key, and a second (key, context) that gives the same
-    /// commitment is a collision in HMAC-SHA-256.
+    /// salt inside the header makes it unique for each message. The commitment is the second block of a PRF
+    /// whose first block is the key: it reveals nothing of the key, and a second (key, context) that gives
+    /// the same commitment is a collision in HMAC-SHA-256.
     pub(crate) fn derive_message(
         &self,
         fixed_header: &[u8; FIXED_HEADER_BYTES],
@@ -102,7 +102,8 @@ impl PreparedHmac {
 pub(crate) struct MessageCipher(AesGcm<Aes256Enc, U12>);
 
 impl MessageCipher {
-    /// Expands the key into a place on the heap, where it stays: moved around on the stack it would leave copies.
+    /// Expands the key into a place on the heap, where it stays: moved around on the stack it would leave
+    /// copies.
     pub(crate) fn boxed(message_key: &[u8; KEY_BYTES]) -> Box<Self> {
         on_scrubbed_stack(|| Box::new(Self(AesGcm::new(message_key.into()))))
     }
@@ -111,8 +112,8 @@ impl MessageCipher {
     ///
     /// Safe because a nonce never repeats under a key: the key belongs to one message (a fresh salt of 192
     /// random bits), and within it the nonce is the segment's number. At most 2^32 segments, so at most 2^32
-    /// calls for a key and 2^44 blocks (section 8.3). The `last` byte makes a final segment and an inner one two
-    /// different nonces, so neither opens as the other.
+    /// calls for a key and 2^44 blocks (section 8.3). The `last` byte makes a final segment and an inner one
+    /// two different nonces, so neither opens as the other.
     pub(crate) fn seal_segment(
         &self,
         index: u32,
@@ -143,8 +144,9 @@ impl MessageCipher {
 
 /// Does `work`, and then writes zeros over the stack that it ran on.
 ///
-/// Hashes and ciphers wipe themselves where they are dropped, but not what their making left behind: they go by value from
-/// one function to the next, with a copy in each frame. What `work` returns must not itself be a secret by value.
+/// Hashes and ciphers wipe themselves where they are dropped, but not what their making left behind: they go
+/// by value from one function to the next, with a copy in each frame. What `work` returns must not itself be
+/// a secret by value.
 fn on_scrubbed_stack<R>(work: impl FnOnce() -> R) -> R {
     // Neither is inlined, so both get their frames at the same height.
     #[inline(never)]
@@ -202,7 +204,11 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
         #[test]
-        fn the_hkdf_and_hmac_crates_agree(key: [u8; 32], header in prop::array::uniform::<_, 43>(any::<u8>()), digest: [u8; 32]) {
+        fn the_hkdf_and_hmac_crates_agree(
+            key: [u8; 32],
+            header in prop::array::uniform::<_, 43>(any::<u8>()),
+            digest: [u8; 32],
+        ) {
             let (mut message_key, mut commitment) = ([0; KEY_BYTES], [0; KEY_BYTES]);
             PreparedHmac::boxed(&key).derive_message(&header, &digest, &mut message_key, &mut commitment);
 
@@ -211,7 +217,8 @@ mod tests {
             Hkdf::<Sha256>::from_prk(&key).unwrap().expand(&info, &mut okm).unwrap();
             prop_assert_eq!([message_key, commitment].concat(), okm);
 
-            let hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(&key).unwrap().chain_update(&info).chain_update([1]);
+            let hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(&key).unwrap();
+            let hmac = hmac.chain_update(&info).chain_update([1]);
             prop_assert_eq!(message_key, <[u8; 32]>::from(hmac.finalize().into_bytes()));
         }
     }

@@ -18,8 +18,8 @@ pub(crate) fn sealed_bytes(plaintext_bytes: usize) -> usize {
     plaintext_bytes.saturating_add(segments.saturating_mul(TAG_BYTES))
 }
 
-/// How long the message in a body of this length is, if any body has this length: the last segment is never empty
-/// unless it is the only one.
+/// How long the message in a body of this length is, if any body has this length: the last segment is never
+/// empty unless it is the only one.
 pub(crate) fn plaintext_bytes(body_bytes: usize) -> Result<usize, OpenError> {
     let segments = body_bytes.div_ceil(SEALED_SEGMENT_BYTES);
     let plaintext = body_bytes.checked_sub(segments * TAG_BYTES).ok_or(OpenError::Damaged)?;
@@ -73,8 +73,9 @@ pub(crate) fn append_opened(
 
 /// Seals the message at the front of `body`, whose length is the sealed length, so that it fills `body`.
 ///
-/// From the last segment to the first: each moves to the right by the tags of those before it, onto bytes that are
-/// spare or were sealed already. In the end ciphertext and tags cover every byte that held plaintext.
+/// From the last segment to the first: each moves to the right by the tags of those before it, onto bytes
+/// that are spare or were sealed already. In the end ciphertext and tags cover every byte that held
+/// plaintext.
 pub(crate) fn seal_spreading(cipher: &MessageCipher, body: &mut [u8]) -> Result<(), SealError> {
     let segments = body.len().div_ceil(SEALED_SEGMENT_BYTES);
     let plaintext_bytes = body.len() - segments * TAG_BYTES;
@@ -91,8 +92,8 @@ pub(crate) fn seal_spreading(cipher: &MessageCipher, body: &mut [u8]) -> Result<
     Ok(())
 }
 
-/// Opens `body` where it lies and moves the plaintext together at its front. Returns the plaintext's length. What lies
-/// behind it is zeros; on failure, so is everything that was decrypted.
+/// Opens `body` where it lies and moves the plaintext together at its front. Returns the plaintext's length.
+/// What lies behind it is zeros; on failure, so is everything that was decrypted.
 pub(crate) fn open_gathering(cipher: &MessageCipher, body: &mut [u8]) -> Result<usize, OpenError> {
     let plaintext_bytes = plaintext_bytes(body.len())?;
     let mut gathered = 0;
@@ -188,6 +189,11 @@ mod tests {
             append_opened(&cipher, LAST_INDEX + 1, true, &sealed, &mut opened),
             Err(OpenError::Damaged)
         );
+
+        let mut first = Vec::new();
+        append_sealed(&cipher, 0, true, b"first", &mut first).unwrap();
+        let wrapped_around = append_opened(&cipher, LAST_INDEX + 1, true, &first, &mut opened);
+        assert_eq!(wrapped_around, Err(OpenError::Damaged));
         assert_eq!(opened, b"last");
     }
 }

@@ -20,8 +20,8 @@ const LENGTH_BYTES: usize = 2;
 
 /// Name and value pairs that an envelope is bound to: it opens with exactly the same pairs, or not at all.
 ///
-/// At most [`CONTEXT_PAIRS_MAX`] pairs and [`CONTEXT_BYTES_MAX`] bytes in canonical form. No name is empty and none
-/// is there twice; a value may be empty. The order of insertion means nothing.
+/// At most [`CONTEXT_PAIRS_MAX`] pairs and [`CONTEXT_BYTES_MAX`] bytes in canonical form. No name is empty
+/// and none is there twice; a value may be empty. The order of insertion means nothing.
 ///
 /// Values may identify people (a record's number, a user's id), so `Debug` prints the names only.
 #[derive(Clone, Default)]
@@ -68,8 +68,8 @@ impl EncryptionContext {
         Self::default()
     }
 
-    /// Adds a pair. Refuses an empty name, a name that is there already, and anything over the limits; the context
-    /// is then as it was.
+    /// Adds a pair. Refuses an empty name, a name that is there already, and anything over the limits; the
+    /// context is then as it was.
     pub fn insert(&mut self, name: impl Into<String>, value: impl Into<String>) -> Result<(), ContextError> {
         let (name, value) = (name.into(), value.into());
         if name.is_empty() {
@@ -107,9 +107,9 @@ impl EncryptionContext {
         self.pairs.is_empty()
     }
 
-    /// The one encoding of this context: a 2-byte number of pairs, then for each pair, sorted by name, a 2-byte
-    /// length and the name, a 2-byte length and the value. Lengths are big-endian. Two contexts are equal if and
-    /// only if their canonical forms are.
+    /// The one encoding of this context: a 2-byte number of pairs, then for each pair, sorted by name, a
+    /// 2-byte length and the name, a 2-byte length and the value. Lengths are big-endian. Two contexts are
+    /// equal if and only if their canonical forms are.
     pub fn canonical(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.canonical_bytes());
         bytes.extend_from_slice(&length(self.pairs.len()));
@@ -120,16 +120,16 @@ impl EncryptionContext {
         bytes
     }
 
-    /// Reads a canonical form, and refuses every other encoding of the same pairs: unsorted or repeated names,
-    /// bytes that follow, anything over the limits.
+    /// Reads a canonical form, and refuses every other encoding of the same pairs: unsorted or repeated
+    /// names, bytes that follow, anything over the limits.
     pub fn from_canonical(bytes: &[u8]) -> Result<Self, ContextError> {
         let mut pairs = Vec::new();
         read_canonical(bytes, |name, value| pairs.push((name.to_owned(), value.to_owned())))?;
         Ok(Self { pairs, digest: OnceLock::new() })
     }
 
-    /// Whether `name` belongs to the service or to AWS, so that callers may not set it: it starts with `keyfold:`
-    /// or `aws`.
+    /// Whether `name` belongs to the service or to AWS, so that callers may not set it: it starts with
+    /// `keyfold:` or `aws`.
     pub fn is_reserved(name: &str) -> bool {
         name.starts_with("keyfold:") || name.starts_with("aws")
     }

@@ -93,6 +93,11 @@ impl KeyMaterial {
         key
     }
 
+    /// A second copy, for whoever wraps the key while the first is in use. It is wiped for itself.
+    pub fn duplicate(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// The raw key, for whoever wraps it. Copy it nowhere.
     pub fn expose(&self) -> &[u8; KEY_BYTES] {
         &self.0
@@ -105,10 +110,11 @@ impl Drop for KeyMaterial {
     }
 }
 
-/// A data key ready to seal and open: its id and the HMAC-SHA-256 state that the key leads to, wiped when dropped.
+/// A data key ready to seal and open: its id and the HMAC-SHA-256 state that the key leads to, wiped when
+/// dropped.
 ///
-/// The raw key is gone once this is made. The state is as secret as the key: it derives every message key. It has no
-/// `Debug`, `Clone`, `Serialize` or `Default`.
+/// The raw key is gone once this is made. The state is as secret as the key: it derives every message key. It
+/// has no `Debug`, `Clone`, `Serialize` or `Default`.
 pub struct DataKey {
     id: DataKeyId,
     hmac: Box<PreparedHmac>,
@@ -193,7 +199,8 @@ impl WrappedKeys {
 
     /// The context that the KMS was given when it wrapped the keys; none in a compact envelope.
     ///
-    /// In a parsed envelope this is a claim of whoever sent it, and so are the keys: nothing binds them to the message.
+    /// In a parsed envelope this is a claim of whoever sent it, and so are the keys: nothing binds them to
+    /// the message.
     pub fn kms_context(&self) -> Option<&EncryptionContext> {
         self.0.as_ref().map(|embedded| &embedded.kms_context)
     }

@@ -26,8 +26,8 @@ const SALT_OFFSET: usize = 19;
 /// The wrapped-key section follows the fixed header and the commitment.
 pub(crate) const SECTION_OFFSET: usize = FIXED_HEADER_BYTES + KEY_BYTES;
 
-/// An envelope's head, parsed. Only the format was checked: everything in it is a claim of whoever sent it, until an
-/// open has checked the commitment. The wrapped keys stay a claim even then.
+/// An envelope's head, parsed. Only the format was checked: everything in it is a claim of whoever sent it,
+/// until an open has checked the commitment. The wrapped keys stay a claim even then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     fixed: [u8; FIXED_HEADER_BYTES],
@@ -88,8 +88,8 @@ pub fn with_wrapped_keys(envelope: &[u8], section: &WrappedKeys) -> Result<Vec<u
     Ok(rewrapped)
 }
 
-/// The new head for a message whose wrapped-key section is replaced, and how many bytes of the old envelope it
-/// stands for. The input needs to hold the old head only, so the body of a large object need not travel.
+/// The new head for a message whose wrapped-key section is replaced, and how many bytes of the old envelope
+/// it stands for. The input needs to hold the old head only, so the body of a large object need not travel.
 pub fn replace_head(head_or_more: &[u8], section: &WrappedKeys) -> Result<(Vec<u8>, usize), FormatError> {
     let replaced = body_offset(head_or_more)?;
     let mut head = Vec::with_capacity(head_bytes(section));

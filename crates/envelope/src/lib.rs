@@ -11,17 +11,18 @@
 //! | wrapped keys | 1.. | none (*compact*), or the data key as one to eight KMS keys wrapped it (*embedded*) |
 //! | body | 16.. | the message in segments of 64 KiB, each under AES-256-GCM |
 //!
-//! HKDF-Expand turns the data key, the first three fields and the context's digest into a message key and the commitment
-//! ([`DataKey`]). So one data key seals any number of messages, no caller sees a nonce, and a wrong context is told apart
-//! from damage before anything is decrypted. The wrapped keys are bound to nothing: rewrapping under another KMS key
-//! replaces them ([`replace_head`]) and touches no other byte.
+//! HKDF-Expand turns the data key, the first three fields and the context's digest into a message key and the
+//! commitment ([`DataKey`]). So one data key seals any number of messages, no caller sees a nonce, and a
+//! wrong context is told apart from damage before anything is decrypted. The wrapped keys are bound to
+//! nothing: rewrapping under another KMS key replaces them ([`replace_head`]) and touches no other byte.
 //!
 //! `docs/envelope-format.md` is the specification.
 //!
 //! # This crate
 //!
-//! does no I/O, knows no clock and draws no random bytes: the salt is an argument. Small messages go through [`seal`] and
-//! [`open`], or their in-place forms; messages of any size through [`Sealer`], [`HeadReader`] and [`Opener`].
+//! does no I/O, knows no clock and draws no random bytes: the salt is an argument. Small messages go through
+//! [`seal`] and [`open`], or their in-place forms; messages of any size through [`Sealer`], [`HeadReader`]
+//! and [`Opener`].
 //!
 //! ```
 //! use envelope::{DataKey, DataKeyId, EncryptionContext, KeyMaterial, WrappedKeys};
@@ -63,8 +64,8 @@ use aead::{KEY_BYTES, MessageCipher};
 use format::SECTION_OFFSET;
 use zeroize::{Zeroize, Zeroizing};
 
-/// Whether this processor's AES instructions are used. Without them sealing and opening are slower by an order of
-/// magnitude, and no less safe.
+/// Whether this processor's AES instructions are used. Without them sealing and opening are slower by an
+/// order of magnitude, and no less safe.
 pub fn hardware_accelerated() -> bool {
     aes_gcm::aes::hardware_accelerated()
 }
@@ -76,8 +77,8 @@ pub fn sealed_bytes(section: &WrappedKeys, plaintext_bytes: usize) -> usize {
 
 /// Seals a message into an envelope.
 ///
-/// `salt` must be fresh random bytes: two messages under one key with one salt and one context share their key and
-/// their nonces, and AES-GCM then protects neither. Fails on a message of more than 2^48 bytes.
+/// `salt` must be fresh random bytes: two messages under one key with one salt and one context share their
+/// key and their nonces, and AES-GCM then protects neither. Fails on a message of more than 2^48 bytes.
 pub fn seal(
     key: &DataKey,
     salt: Salt,
@@ -103,9 +104,9 @@ pub fn seal(
 
 /// Seals a message in the buffer that holds it.
 ///
-/// On entry `buffer` holds [`head_bytes`] bytes of any content and then the message; on success it holds the envelope and
-/// no plaintext. It is not reallocated if its capacity is at least [`sealed_bytes`]; otherwise the old memory is wiped.
-/// On failure the buffer is wiped and empty. `salt` as in [`seal`].
+/// On entry `buffer` holds [`head_bytes`] bytes of any content and then the message; on success it holds the
+/// envelope and no plaintext. It is not reallocated if its capacity is at least [`sealed_bytes`]; otherwise
+/// the old memory is wiped. On failure the buffer is wiped and empty. `salt` as in [`seal`].
 pub fn seal_in_place(
     key: &DataKey,
     salt: Salt,
@@ -134,10 +135,11 @@ pub fn seal_in_place(
     sealed
 }
 
-/// Opens an envelope. Gives out nothing at all unless everything verified. The plaintext is wiped when dropped.
+/// Opens an envelope. Gives out nothing at all unless everything verified. The plaintext is wiped when
+/// dropped.
 ///
-/// The caller has found `key` by the envelope's data key id, or has had it unwrapped from a wrapped key that he has
-/// reason to trust: the section is a claim of whoever sent the envelope.
+/// The caller has found `key` by the envelope's data key id, or has had it unwrapped from a wrapped key that
+/// he has reason to trust: the section is a claim of whoever sent the envelope.
 pub fn open(
     key: &DataKey,
     context: &EncryptionContext,
@@ -153,7 +155,8 @@ pub fn open(
     Ok(plaintext)
 }
 
-/// Opens an envelope in the buffer that holds it, and returns the plaintext, which lies in one piece inside the buffer.
+/// Opens an envelope in the buffer that holds it, and returns the plaintext, which lies in one piece inside
+/// the buffer.
 ///
 /// On success no other byte of the buffer holds plaintext. On failure everything that was decrypted is wiped.
 pub fn open_in_place<'a>(
@@ -167,8 +170,8 @@ pub fn open_in_place<'a>(
     Ok(&mut body[..plaintext_bytes])
 }
 
-/// Whether `key` and `context` are those that the envelope was sealed with, so far as its head tells. Decrypts nothing, and
-/// takes the same time for every head.
+/// Whether `key` and `context` are those that the envelope was sealed with, so far as its head tells.
+/// Decrypts nothing, and takes the same time for every head.
 pub fn matches_commitment(key: &DataKey, context: &EncryptionContext, head: &Head) -> bool {
     let mut message_key = Zeroizing::new([0; KEY_BYTES]);
     derive_again(key, head.fixed(), head.commitment(), context, &mut message_key).is_ok()

@@ -1,7 +1,7 @@
 //! Messages of any size in constant memory.
 //!
-//! A segment is the last one or it is not, and its nonce says which. Neither side knows while bytes still come, so both
-//! hold one segment back until a byte arrives behind it or the end is announced.
+//! A segment is the last one or it is not, and its nonce says which. Neither side knows while bytes still
+//! come, so both hold one segment back until a byte arrives behind it or the end is announced.
 
 use zeroize::{Zeroize, Zeroizing};
 
@@ -14,8 +14,8 @@ use crate::format::{self, Extent, Head, Salt};
 
 /// Seals a message that comes in pieces.
 ///
-/// Send [`Sealer::head`], then whatever [`Sealer::update`] and [`Sealer::finish`] append. How the message is cut into
-/// pieces does not change the envelope. Holds at most one segment of plaintext, wiped when dropped.
+/// Send [`Sealer::head`], then whatever [`Sealer::update`] and [`Sealer::finish`] append. How the message is
+/// cut into pieces does not change the envelope. Holds at most one segment of plaintext, wiped when dropped.
 ///
 /// A sealer that is dropped without `finish` leaves an envelope that no opener accepts as complete.
 pub struct Sealer {
@@ -80,8 +80,8 @@ impl Sealer {
     }
 }
 
-/// Collects an envelope's head from pieces. Holds at most [`HEAD_BYTES_MAX`](crate::HEAD_BYTES_MAX) bytes, and never more than
-/// the head's own length fields call for.
+/// Collects an envelope's head from pieces. Holds at most [`HEAD_BYTES_MAX`](crate::HEAD_BYTES_MAX) bytes,
+/// and never more than the head's own length fields call for.
 #[derive(Default)]
 pub struct HeadReader {
     held: Vec<u8>,
@@ -93,8 +93,8 @@ impl HeadReader {
         Self::default()
     }
 
-    /// Takes a piece. Once the head is whole, returns it with the bytes of this piece that belong to the body, and is
-    /// ready for another envelope; until then returns `None`.
+    /// Takes a piece. Once the head is whole, returns it with the bytes of this piece that belong to the
+    /// body, and is ready for another envelope; until then returns `None`.
     ///
     /// Fails as soon as the bytes cannot become a head any more.
     pub fn push<'a>(&mut self, mut bytes: &'a [u8]) -> Result<Option<(Head, &'a [u8])>, FormatError> {
@@ -124,10 +124,11 @@ impl HeadReader {
 /// Opens a message that comes in pieces.
 ///
 /// What [`Opener::update`] has appended is verified and is the message's beginning, but only an `Ok` from
-/// [`Opener::finish`] says that it is the whole message: a caller must end his own output with an error when either
-/// fails. After a failure every call fails.
+/// [`Opener::finish`] says that it is the whole message: a caller must end his own output with an error when
+/// either fails. After a failure every call fails.
 ///
-/// Plaintext is appended to the caller's `out`, which he wipes if it has to be. Holds at most one sealed segment.
+/// Plaintext is appended to the caller's `out`, which he wipes if it has to be. Holds at most one sealed
+/// segment.
 pub struct Opener {
     cipher: Box<MessageCipher>,
     pending: Vec<u8>,
@@ -142,8 +143,8 @@ impl Opener {
         Ok(Self { cipher, pending: Vec::new(), index: 0, failed: false })
     }
 
-    /// Takes a piece of the body, and appends the plaintext of the segments that are complete, verified and known not to
-    /// be the last.
+    /// Takes a piece of the body, and appends the plaintext of the segments that are complete, verified and
+    /// known not to be the last.
     pub fn update(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), OpenError> {
         if self.failed {
             return Err(OpenError::Damaged);
@@ -153,8 +154,8 @@ impl Opener {
         opened
     }
 
-    /// Ends the body: appends the plaintext of the last segment. Fails if what was held back is not the last segment, which
-    /// covers a body that was cut short and one that goes on after its end.
+    /// Ends the body: appends the plaintext of the last segment. Fails if what was held back is not the last
+    /// segment, which covers a body that was cut short and one that goes on after its end.
     pub fn finish(self, out: &mut Vec<u8>) -> Result<(), OpenError> {
         if self.failed {
             return Err(OpenError::Damaged);

@@ -1,4 +1,5 @@
-//! The text form of an envelope: [`PREFIX`] and the whole envelope in base64url (RFC 4648 section 5) without padding.
+//! The text form of an envelope: [`PREFIX`] and the whole envelope in base64url (RFC 4648 section 5) without
+//! padding.
 
 use base64::Engine;
 use base64::engine::general_purpose::NO_PAD;
@@ -30,8 +31,8 @@ pub fn encoded_bytes(envelope_bytes: usize) -> usize {
     PREFIX.len() + envelope_bytes / 3 * 4 + (envelope_bytes % 3 * 4).div_ceil(3)
 }
 
-/// The envelope in a text form. Refuses another prefix, padding, white space, the standard alphabet's `+` and `/`, and
-/// last bits that are not zero: an envelope has exactly one text form.
+/// The envelope in a text form. Refuses another prefix, padding, white space, the standard alphabet's `+` and
+/// `/`, and last bits that are not zero: an envelope has exactly one text form.
 ///
 /// Does not look at the envelope itself.
 pub fn decode(text: &str) -> Result<Vec<u8>, FormatError> {

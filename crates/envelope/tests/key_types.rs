@@ -16,7 +16,8 @@ trait Otherwise {
 
 impl<T> Otherwise for T {}
 
-/// Whether a type implements a trait. The inherent constant exists only under that bound and wins where it does.
+/// Whether a type implements a trait. The inherent constant exists only under that bound and wins where it
+/// does.
 macro_rules! implements {
     ($type:ty: $trait:path) => {{
         #[allow(dead_code, reason = "only its constants matter")]

@@ -1,8 +1,9 @@
-//! No key outlives its owner in the process's memory. Looked for in the memory itself, through `/proc/self/mem`.
+//! No key outlives its owner in the process's memory. Looked for in the memory itself, through
+//! `/proc/self/mem`.
 //!
-//! One test in a binary of its own, because the search covers every thread. What it looks for is kept masked, so that
-//! the search finds the keys and not itself. It looks for the second half of each secret: freed memory may be written
-//! over by the allocator in its first 16 bytes, and that must not pass for wiping.
+//! One test in a binary of its own, because the search covers every thread. What it looks for is kept masked,
+//! so that the search finds the keys and not itself. It looks for the second half of each secret: freed
+//! memory may be written over by the allocator in its first 16 bytes, and that must not pass for wiping.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -70,13 +71,14 @@ fn keys_are_gone_when_their_owner_is() {
     }
 }
 
-/// Checks in an optimised build only. In any other, AES spills round keys and blocks all over the stack, where no
-/// source code reaches them. So run this with `--release`, too.
+/// Checks in an optimised build only. In any other, AES spills round keys and blocks all over the stack,
+/// where no source code reaches them. So run this with `--release`, too.
 fn assert_optimised(found: usize, expected: usize, when: &str) {
     assert!(found == expected || cfg!(debug_assertions), "{when}: found {found}, expected {expected}");
 }
 
-/// A stream holds the message key while it lasts, once: the first two round keys of AES-256 are the key itself.
+/// A stream holds the message key while it lasts, once: the first two round keys of AES-256 are the key
+/// itself.
 fn message_keys_are_gone(search: &mut Search, key: &DataKey, message_key: &Masked) {
     let mut assert_count = |expected, when| assert_optimised(search.count(message_key), expected, when);
     // Other implementations of AES keep the round keys in another form.
@@ -209,7 +211,8 @@ fn deep<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Allocates nothing while it searches: an allocation could write over the freed memory that it is to look at.
+/// Allocates nothing while it searches: an allocation could write over the freed memory that it is to look
+/// at.
 struct Search {
     memory: File,
     maps: Vec<u8>,

@@ -166,8 +166,8 @@ fn seal_in_place(section: &WrappedKeys, message: &[u8]) -> Vec<u8> {
     buffer
 }
 
-/// No eight bytes of `message` in a row are in `buffer`. The message has no repetition, so a copy of any stretch of at
-/// least 15 bytes holds one of the samples.
+/// No eight bytes of `message` in a row are in `buffer`. The message has no repetition, so a copy of any
+/// stretch of at least 15 bytes holds one of the samples.
 fn assert_holds_none_of(buffer: &[u8], message: &[u8]) {
     let samples: std::collections::HashSet<&[u8]> = message.chunks_exact(8).collect();
     assert!(!buffer.windows(8).any(|window| samples.contains(window)));

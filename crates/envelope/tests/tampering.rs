@@ -9,9 +9,10 @@ use sample::{COMPACT_HEAD_BYTES, context, embedded, key, message, open, seal, st
 
 const SEALED_SEGMENT_BYTES: usize = SEGMENT_BYTES + 16;
 
-/// The wrapped-key section is bound to nothing, so that it can be replaced. A flip there is therefore either refused or
-/// leaves the message as it was; in the second case the parsed section differs from the original, and the service,
-/// which believes a section only as far as it agrees with what it knows, never gets as far as this crate's `open`.
+/// The wrapped-key section is bound to nothing, so that it can be replaced. A flip there is therefore either
+/// refused or leaves the message as it was; in the second case the parsed section differs from the original,
+/// and the service, which believes a section only as far as it agrees with what it knows, never gets as far
+/// as this crate's `open`.
 #[test]
 fn every_flipped_bit_is_refused_in_its_class() {
     for section in [WrappedKeys::compact(), embedded()] {
@@ -141,7 +142,8 @@ fn an_opener_that_failed_goes_on_failing() {
     assert_eq!(out.len(), SEGMENT_BYTES);
 }
 
-/// Refused as damaged in every way of opening, and what a stream gave out before that is the message's beginning.
+/// Refused as damaged in every way of opening, and what a stream gave out before that is the message's
+/// beginning.
 fn assert_damaged(envelope: &[u8], what: &str) {
     assert_eq!(class(&open(&key(), &context(), envelope)), "ciphertext_damaged", "{what}");
     for piece_bytes in [1000, usize::MAX] {

@@ -1,5 +1,5 @@
-//! Every vector of `data/envelope-v1.json`, which an independent implementation of the specification made, in both
-//! directions: one-shot, in place and streamed.
+//! Every vector of `data/envelope-v1.json`, which an independent implementation of the specification made, in
+//! both directions: one-shot, in place and streamed.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 

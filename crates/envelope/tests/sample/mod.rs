@@ -1,4 +1,5 @@
-//! Keys, contexts, sections and messages that the tests share, and the ways in which an envelope can be opened.
+//! Keys, contexts, sections and messages that the tests share, and the ways in which an envelope can be
+//! opened.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 

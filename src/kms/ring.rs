@@ -238,8 +238,11 @@ impl<'a, W: Send + 'static> Race<'a, W> {
                     let (id, work) = (member.id.clone(), ask(member, what));
                     let answer = answer.clone();
                     // A task of its own: what it learns of its region counts, whoever wins.
+                    let asked = self.rings.tracker.spawn(work);
                     self.rings.tracker.spawn(async move {
-                        let outcome = work.await;
+                        // A panic is an answer too: nobody waits for one that never comes.
+                        let lost = || Err(KmsError::outage(&id, "the task that asked it did not end well"));
+                        let outcome = asked.await.unwrap_or_else(|_| lost());
                         answer.map(|answer| answer.send((id, outcome)))
                     });
                 }

@@ -63,11 +63,23 @@ pub(super) async fn open(
         Err(error) => return Err(error).context("the tenant 'dev' cannot be made"),
     }
     let token = if token_file.exists() {
+        check_token(&app, &token_file).await;
         None
     } else {
         Some(make_token(&app, &operator, tenant, &token_file).await?)
     };
     Ok((app, Welcome { token, token_file }))
+}
+
+/// The file is there from an earlier start: says so where its API key is not (or no longer) one of this registry's.
+async fn check_token(app: &App, file: &std::path::Path) {
+    let token = std::fs::read_to_string(file).map(Zeroizing::new).unwrap_or_default();
+    if app.access.authenticate(token.trim_end()).await.is_err() {
+        output::note(format_args!(
+            "the API key in {} is not valid: remove the file and start again to have a new one made",
+            file.display()
+        ));
+    }
 }
 
 async fn make_key_ring(settings: &Settings, variables: &Variables, kek: &KekId) -> anyhow::Result<()> {

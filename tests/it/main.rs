@@ -20,6 +20,7 @@ mod pool;
 mod probes;
 mod program;
 mod readme;
+mod secrets_stay_secret;
 mod service;
 mod shutdown;
 mod store_contract;

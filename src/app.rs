@@ -83,15 +83,15 @@ impl App {
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
         let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
         let pool_options = crate::pool::Options::from(&settings.pool);
-        let tracker = lifecycle.tracker.clone();
-        let rings = KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), tracker.clone());
+        let rings =
+            KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), lifecycle.tracker.clone());
         let pool = DekPool::new(
             rings,
             Arc::clone(&store),
             Arc::clone(&watch),
             clock.clone(),
             &pool_options,
-            tracker,
+            &lifecycle.tracker,
         );
         let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
         let operations = Arc::new(Operations::new(
@@ -103,8 +103,7 @@ impl App {
             Arc::new(AskTheKms(kms)),
         ));
         let probe = Arc::new(StoreProbe(Arc::clone(&store)));
-        let router =
-            crate::http::router(Arc::clone(&operations), Arc::clone(&access), probe, settings.http.edge());
+        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.http.edge());
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
         Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush }
     }

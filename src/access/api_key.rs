@@ -156,20 +156,20 @@ impl ApiKeys {
 
     pub(super) async fn authenticate(&self, bearer: &str) -> Result<Arc<Principal>, AuthenticationError> {
         let token = Token::parse(bearer).ok_or(AuthenticationError::Malformed)?;
-        let known = match self.from_memory(token.id) {
+        let known = match self.remembered(token.id) {
             Some(known) => known,
-            None => self.from_store(token.id).await?,
+            None => self.looked_up(token.id).await?,
         };
         self.check(&known, &token)
     }
 
-    fn from_memory(&self, id: &str) -> Option<Arc<Known>> {
+    fn remembered(&self, id: &str) -> Option<Arc<Known>> {
         let known = self.known.pin().get(id).cloned()?;
         let current = known.seen_mark == self.mark.now() && self.watch.is_current(self.clock.monotonic());
         current.then_some(known)
     }
 
-    async fn from_store(&self, id: &str) -> Result<Arc<Known>, AuthenticationError> {
+    async fn looked_up(&self, id: &str) -> Result<Arc<Known>, AuthenticationError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.mark.now();
         let unknown = AuthenticationError::Refused("no such API key");

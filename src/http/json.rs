@@ -161,7 +161,7 @@ mod tests {
     fn what_is_told_names_the_place_and_never_the_value() {
         assert!(detail(r#"{"plaintext": 5}"#).contains("expected a string at line 1 column 15"));
         assert!(detail(r#"{"plaintext": "a", "plain": 1}"#).contains("unknown field `plain`"));
-        assert!(detail(r#"{}"#).contains("missing field `plaintext`"));
+        assert!(detail("{}").contains("missing field `plaintext`"));
         assert!(detail(r#"{"plaintext": "a", "plaintext": "b"}"#).contains("duplicate field `plaintext`"));
         assert!(
             detail(r#"{"plaintext": "a", "context": {"a": "1", "a": "2"}}"#)

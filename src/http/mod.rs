@@ -178,17 +178,17 @@ fn route_table(options: &Options) -> Vec<Route> {
 /// The whole service as a router.
 pub fn router(
     operations: Arc<Operations>,
-    access: Arc<Access>,
+    access: &Arc<Access>,
     probe: Arc<dyn Probe>,
-    options: Options,
+    options: &Options,
 ) -> axum::Router {
     let admission = Arc::new(Admission::new(options.in_flight_max));
     let mut router = OpenApiRouter::with_openapi(openapi::base());
-    for route in route_table(&options) {
-        router = router.routes(guarded(route, &access, &admission));
+    for route in route_table(options) {
+        router = router.routes(guarded(route, access, &admission));
     }
     let (router, document) = router.split_for_parts();
-    let state = HttpState { operations, probe, options, default_key: KeyName::default() };
+    let state = HttpState { operations, probe, options: options.clone(), default_key: KeyName::default() };
     router
         .merge(openapi::pages(&document))
         .fallback(|| async { Problem::new(Code::NotFound, "there is nothing at this path") })

@@ -62,6 +62,7 @@ pub enum Code {
 struct Meaning(&'static str, StatusCode, &'static str, bool, &'static str);
 
 impl Code {
+    #[expect(clippy::too_many_lines, reason = "a table: one row a code")]
     fn meaning(self) -> Meaning {
         use StatusCode as S;
         match self {
@@ -252,7 +253,7 @@ impl Problem {
     }
 
     /// One whose details are the operator's business only; the caller reads the code's general explanation.
-    pub fn internal(code: Code, internal: impl ToString) -> Self {
+    pub fn internal(code: Code, internal: &(impl ToString + ?Sized)) -> Self {
         Self { code, detail: code.example().into(), internal: Some(internal.to_string()) }
     }
 
@@ -333,8 +334,8 @@ impl From<Forbidden> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) => Self::internal(Code::StoreUnavailable, error),
-            other => Self::internal(Code::InternalError, other),
+            StoreError::Unavailable(_) => Self::internal(Code::StoreUnavailable, &error),
+            other => Self::internal(Code::InternalError, &other),
         }
     }
 }
@@ -342,9 +343,9 @@ impl From<StoreError> for Problem {
 impl From<KmsError> for Problem {
     fn from(error: KmsError) -> Self {
         match error {
-            KmsError::Outage { .. } => Self::internal(Code::KmsUnavailable, error),
-            KmsError::Denied { .. } => Self::internal(Code::KekDenied, error),
-            KmsError::Damaged { .. } => Self::internal(Code::ContextMismatch, error),
+            KmsError::Outage { .. } => Self::internal(Code::KmsUnavailable, &error),
+            KmsError::Denied { .. } => Self::internal(Code::KekDenied, &error),
+            KmsError::Damaged { .. } => Self::internal(Code::ContextMismatch, &error),
         }
     }
 }
@@ -362,10 +363,10 @@ impl From<PoolError> for Problem {
             }
             PoolError::Revoked => Self::new(Code::KeyRevoked, Code::KeyRevoked.example()),
             PoolError::Destroyed => Self::new(Code::KeyDestroyed, Code::KeyDestroyed.example()),
-            PoolError::Disbelieved(_) => Self::internal(Code::ContextMismatch, error),
+            PoolError::Disbelieved(_) => Self::internal(Code::ContextMismatch, &error),
             PoolError::TooLargeForKey(_) => Self::new(Code::TooLarge, error.to_string()),
-            PoolError::Busy => Self::internal(Code::Overloaded, error),
-            PoolError::Internal(_) => Self::internal(Code::InternalError, error),
+            PoolError::Busy => Self::internal(Code::Overloaded, &error),
+            PoolError::Internal(_) => Self::internal(Code::InternalError, &error),
         }
     }
 }

@@ -34,7 +34,7 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static> Flights<K> {
         let landings = moka::future::Cache::builder()
             .max_capacity(REMEMBERED_MAX)
             // Only frees memory: what a landing is worth is decided by the injected clock.
-            .time_to_live(Duration::from_secs(60))
+            .time_to_live(Duration::from_mins(1))
             .build();
         Self { landings, clock, error_memory, tracker }
     }

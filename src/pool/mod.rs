@@ -185,7 +185,7 @@ impl DekPool {
         watch: Arc<ChangeWatch>,
         clock: Clock,
         options: &Options,
-        tracker: TaskTracker,
+        tracker: &TaskTracker,
     ) -> Self {
         let error_memory = Duration::from_millis(options.error_memory_ms);
         let active_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
@@ -264,7 +264,7 @@ impl DekPool {
             Some(opening) => opening?,
             None => self.cold_opening(tenant, head).await?,
         };
-        self.agrees(&opening.0, head)?;
+        agrees(&opening.0, &opening.1, head)?;
         opening.0.counts.opened(self.fetch.clock.now());
         Ok(opening.1)
     }
@@ -321,17 +321,6 @@ impl DekPool {
         Some(opening.map(|opening| (live, opening)))
     }
 
-    /// The section comes from the caller: it must be what this tenant, key and data key call for, whether it was
-    /// needed or not.
-    fn agrees(&self, live: &LiveDek, head: &Head) -> Result<(), PoolError> {
-        match head.wrapped().kms_context() {
-            Some(context) if context.canonical() != *live.kms_context => {
-                Err(PoolError::Disbelieved("its KMS context is another tenant's, key's or data key's"))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn touch(&self, live: &Arc<LiveDek>, now: Duration) {
         let now_ms = as_ms(now);
         if now_ms.saturating_sub(live.touched_ms.load(Ordering::Relaxed)) > TOUCH_MS {
@@ -351,6 +340,18 @@ impl DekPool {
         self.fetch.cache.clear();
         self.active_flights.clear();
         self.open_flights.clear();
+    }
+}
+
+/// The section comes from the caller: it must be what this tenant, key and data key call for, whether it was needed
+/// or not.
+fn agrees(live: &LiveDek, opening: &Opening, head: &Head) -> Result<(), PoolError> {
+    let brought = head.wrapped();
+    match brought.kms_context() {
+        Some(context) if *brought != opening.embedded && context.canonical() != *live.kms_context => {
+            Err(PoolError::Disbelieved("its KMS context is another tenant's, key's or data key's"))
+        }
+        _ => Ok(()),
     }
 }
 

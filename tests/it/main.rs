@@ -5,6 +5,8 @@ mod keyring_file;
 mod kms_aws;
 mod kms_contract;
 mod kms_moto;
+mod layering;
+mod readme;
 mod store_contract;
 mod store_model;
 mod store_sqlite;

@@ -10,6 +10,7 @@ use super::PoolError;
 use super::cache::Cache;
 use super::directory::Directory;
 use super::live::{Facts, Lifetimes, LiveDek};
+use super::turns::Turns;
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
 use crate::kms::ring::{KekRings, RingFailure};
@@ -28,6 +29,7 @@ pub(super) struct Fetch {
     pub(super) watch: Arc<ChangeWatch>,
     pub(super) directory: Directory,
     pub(super) clock: Clock,
+    pub(super) turns: Turns,
     pub(super) cache: Cache,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
     pub(super) lifetimes: Lifetimes,
@@ -210,6 +212,7 @@ impl Fetch {
         let now = self.clock.now();
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
+        let _turn = self.turns.wait(&tenant.id, &self.clock).await?;
         let asked_at = self.clock.monotonic();
         let generated = match self.rings.generate(&tenant.ring, &context, urgency).await {
             Ok(generated) => generated,
@@ -321,6 +324,7 @@ impl Fetch {
             .iter()
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
+        let _turn = self.turns.wait(&live.scope.tenant, &self.clock).await?;
         // The KMS vouches for the moment at which it decided, which is not before it was asked.
         let asked_at = self.clock.monotonic();
         let failure = match self.rings.unwrap(keks, &forms, &context, urgency).await {

@@ -63,6 +63,9 @@ pub struct Parts {
     pub pepper: Pepper,
 }
 
+/// How long the last tasks may take at the end, after the listener has closed.
+const STRAGGLERS_TIME_MAX: Duration = Duration::from_secs(5);
+
 impl App {
     /// Opens what the settings name and puts it together.
     pub async fn open(settings: &Settings, variables: &Variables, dev: bool) -> anyhow::Result<Self> {
@@ -131,7 +134,13 @@ impl App {
         self.lifecycle.soft.cancel();
         self.lifecycle.hard.cancel();
         self.lifecycle.tracker.close();
-        self.lifecycle.tracker.wait().await;
+        // What still waits for a KMS or a registry that does not answer has had its time.
+        if tokio::time::timeout(STRAGGLERS_TIME_MAX, self.lifecycle.tracker.wait()).await.is_err() {
+            tracing::warn!(
+                tasks = self.lifecycle.tracker.len(),
+                "ended with tasks that did not come to an end"
+            );
+        }
         self.pool.clear();
         self.store.close().await;
     }

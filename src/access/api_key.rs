@@ -105,6 +105,12 @@ pub struct NewApiKey {
     pub token: Zeroizing<String>,
 }
 
+/// Whether `text` has the form of an API key's id. A whole token has not: it is easily pasted where an id belongs, and
+/// must then not be quoted in an answer or a log.
+pub fn is_api_key_id(text: &str) -> bool {
+    text.len() == ID_CHARS && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
 struct Token<'a> {
     id: &'a str,
     secret: Zeroizing<[u8; SECRET_BYTES]>,

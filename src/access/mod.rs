@@ -13,7 +13,7 @@ use crate::store::watch::ChangeWatch;
 use crate::store::{Store, StoreError};
 use crate::tenant::{PrincipalId, TenantId, Verb};
 
-pub use api_key::{NewApiKey, Pepper};
+pub use api_key::{NewApiKey, Pepper, is_api_key_id};
 pub use grant::{AdminOf, Decrypt, Encrypt, Operate, Permit, PermitVerb, Rewrap};
 
 /// An authenticated caller and what it holds.

@@ -86,6 +86,11 @@ impl<'de> Deserialize<'de> for Context {
                 f.write_str("a map of strings to strings")
             }
 
+            // Many clients write what they leave out as null; the interface documents that they may.
+            fn visit_unit<E>(self) -> Result<Context, E> {
+                Ok(Context::default())
+            }
+
             fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Context, A::Error> {
                 let mut context = EncryptionContext::new();
                 while let Some((name, value)) = pairs.next_entry::<Text<'_>, Text<'_>>()? {
@@ -96,7 +101,7 @@ impl<'de> Deserialize<'de> for Context {
                 Ok(Context(context))
             }
         }
-        deserializer.deserialize_map(ContextVisitor)
+        deserializer.deserialize_any(ContextVisitor)
     }
 }
 

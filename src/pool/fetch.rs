@@ -9,6 +9,7 @@ use envelope::{DataKey, DataKeyId, EncryptionContext, WrappedDataKey, WrappedKey
 use super::PoolError;
 use super::cache::Cache;
 use super::directory::Directory;
+use super::flights::Destination;
 use super::live::{Facts, Lifetimes, LiveDek};
 use super::turns::Turns;
 use super::usage::Counts;
@@ -54,12 +55,28 @@ impl Hash for Wanted {
 }
 
 impl Wanted {
+    pub(super) fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
     pub(super) fn registered(tenant: &TenantId, id: DataKeyId) -> Self {
         Self { tenant: tenant.clone(), id, brought: None }
     }
 
     pub(super) fn brought(tenant: &TenantId, id: DataKeyId, section: &WrappedKeys) -> Self {
         Self { tenant: tenant.clone(), id, brought: Some(section.clone()) }
+    }
+}
+
+impl Destination for Wanted {
+    fn brought_bytes(&self) -> usize {
+        self.brought.as_ref().map_or(0, |section| section.as_bytes().len())
+    }
+}
+
+impl Destination for DekScope {
+    fn brought_bytes(&self) -> usize {
+        0
     }
 }
 
@@ -132,8 +149,7 @@ impl Fetch {
             Some(live) => live.counts.has_room(bytes, &key.policy),
             None => Counts::from_registry(stored.dek.messages, stored.dek.bytes).has_room(bytes, &key.policy),
         };
-        let under_a_former_kek = stored.wrapped.iter().any(|form| tenant.ring.member(&form.kek).is_none());
-        counted && !under_a_former_kek && self.retires_at(&stored.dek, &key.policy) > self.clock.monotonic()
+        counted && self.retires_at(tenant, stored, &key.policy) > self.clock.monotonic()
     }
 
     /// Ends `predecessor` and puts the data key that waits, or else a new one, in its place.
@@ -171,7 +187,7 @@ impl Fetch {
         // Durable before first use: a ciphertext under a data key that a crash forgets would be lost for ever.
         match self.store.activate_dek(predecessor, &new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
-                let live = self.live(&new.stored, &key.policy, seen_mark)?;
+                let live = self.live(tenant, &new.stored, &key.policy, seen_mark)?;
                 self.received(&live, new.key, new.by, new.asked_at);
                 Ok(live)
             }
@@ -192,7 +208,7 @@ impl Fetch {
         let new = self.generate(&tenant, scope, DekState::Next, Urgency::Background).await?;
         match self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
-                let live = self.live(&new.stored, &key.policy, seen_mark)?;
+                let live = self.live(&tenant, &new.stored, &key.policy, seen_mark)?;
                 self.received(&live, new.key, new.by, new.asked_at);
                 Ok(live)
             }
@@ -255,10 +271,10 @@ impl Fetch {
         let key = self.directory.key(&tenant.id, &stored.dek.scope.key).await?;
         let live = match self.cache.find(&tenant.id, stored.dek.id) {
             Some(live) => {
-                live.learn(self.facts(&stored, &key.policy, seen_mark)?);
+                live.learn(self.facts(tenant, &stored, &key.policy, seen_mark)?);
                 live
             }
-            None => self.live(&stored, &key.policy, seen_mark)?,
+            None => self.live(tenant, &stored, &key.policy, seen_mark)?,
         };
         let section = live.facts().section.clone();
         if live.plaintext(self.clock.monotonic()).is_none() {
@@ -342,7 +358,8 @@ impl Fetch {
             {
                 Ok(())
             }
-            outage @ PoolError::Kms(KmsError::Outage { .. }) => Err(outage),
+            // The KMS has not said anything against what is in memory.
+            silent @ (PoolError::Kms(KmsError::Outage { .. }) | PoolError::Internal(_)) => Err(silent),
             refused => {
                 live.wipe();
                 Err(refused)
@@ -353,6 +370,9 @@ impl Fetch {
     /// Heeds what every member of a ring has said, and gives the answer that decides.
     fn refused(&self, failure: RingFailure) -> PoolError {
         self.heed(&failure.failures);
+        if failure.broken && !failure.failures.iter().any(|answer| matches!(answer, KmsError::Denied { .. })) {
+            return PoolError::Internal("a call to the KMS did not end well");
+        }
         failure
             .deciding()
             .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)
@@ -374,6 +394,7 @@ impl Fetch {
 
     fn live(
         &self,
+        tenant: &TenantRecord,
         stored: &StoredDek,
         policy: &KeyPolicy,
         seen_mark: u64,
@@ -381,12 +402,18 @@ impl Fetch {
         let dek = &stored.dek;
         let context = kms_context(&dek.scope, dek.id)?.canonical();
         let counts = Counts::from_registry(dek.messages, dek.bytes);
-        let facts = self.facts(stored, policy, seen_mark)?;
+        let facts = self.facts(tenant, stored, policy, seen_mark)?;
         let mark = self.directory.mark(&dek.scope.tenant);
         Ok(Arc::new(LiveDek::new(dek.id, dek.scope.clone(), &context, counts, facts, mark)))
     }
 
-    fn facts(&self, stored: &StoredDek, policy: &KeyPolicy, seen_mark: u64) -> Result<Facts, PoolError> {
+    fn facts(
+        &self,
+        tenant: &TenantRecord,
+        stored: &StoredDek,
+        policy: &KeyPolicy,
+        seen_mark: u64,
+    ) -> Result<Facts, PoolError> {
         let context = kms_context(&stored.dek.scope, stored.dek.id)?;
         let forms: Vec<_> = stored
             .wrapped
@@ -395,7 +422,7 @@ impl Fetch {
             .collect();
         let section = WrappedKeys::new(&context, &forms)
             .map_err(|_| PoolError::Internal("the registry's wrapped forms do not fit into an envelope"))?;
-        let retires_at = self.retires_at(&stored.dek, policy);
+        let retires_at = self.retires_at(tenant, stored, policy);
         Ok(Facts {
             state: stored.dek.state,
             policy: *policy,
@@ -406,7 +433,13 @@ impl Fetch {
         })
     }
 
-    fn retires_at(&self, dek: &DekRecord, policy: &KeyPolicy) -> Duration {
+    /// When a data key stops encrypting: at its age, or at once where the tenant's ring no longer has a KEK that
+    /// wraps it.
+    fn retires_at(&self, tenant: &TenantRecord, stored: &StoredDek, policy: &KeyPolicy) -> Duration {
+        if stored.wrapped.iter().any(|form| tenant.ring.member(&form.kek).is_none()) {
+            return Duration::ZERO;
+        }
+        let dek = &stored.dek;
         let since = dek.activated_at.unwrap_or(dek.created_at);
         let age = self.clock.now().since(since);
         self.clock.monotonic() + Duration::from_secs(policy.dek_age_secs_max).saturating_sub(age)

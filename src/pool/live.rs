@@ -33,8 +33,6 @@ pub(super) struct LiveDek {
     used_ms: AtomicU64,
     /// When a renewal was last tried; monotonic.
     pub(super) tried_ms: AtomicU64,
-    /// Whether a renewal is under way.
-    pub(super) renewing: AtomicBool,
     /// When its successor was last seen to; monotonic.
     pub(super) prepared_ms: AtomicU64,
     /// When the cache was last told that it is in use; monotonic.
@@ -87,7 +85,6 @@ impl LiveDek {
             stale: AtomicBool::new(false),
             used_ms: AtomicU64::new(0),
             tried_ms: AtomicU64::new(0),
-            renewing: AtomicBool::new(false),
             prepared_ms: AtomicU64::new(0),
             touched_ms: AtomicU64::new(0),
             mark,

@@ -145,7 +145,7 @@ pub struct Opening {
     pub key: Arc<DataKey>,
     /// What it serves: the tenant, the key's name, and the context bound to the data key.
     pub scope: DekScope,
-    /// Whether it still encrypts.
+    /// Whether it still encrypts: its time is not over, and its KEKs are those of the tenant's ring.
     pub active: bool,
     /// What an embedded envelope would carry today.
     pub embedded: WrappedKeys,
@@ -228,9 +228,12 @@ impl DekPool {
         for _ in 0..3 {
             let fetch = Arc::clone(&self.fetch);
             let wanted = scope.clone();
-            let good = |live: &Arc<LiveDek>| self.serves(live, bytes);
+            let pool = self.clone();
+            let wanted_again = scope.clone();
+            let good = move |live: &Arc<LiveDek>| pool.serves(&wanted_again, live, bytes);
             let work = async move { fetch.active(&wanted, bytes).await };
-            self.active_flights.join(scope.clone(), good, work).await?;
+            let mark = self.fetch.directory.mark(&scope.tenant);
+            self.active_flights.join(scope.clone(), mark, good, work).await?;
             if let Some(sealing) = self.hot(scope, bytes) {
                 return Ok(sealing);
             }
@@ -238,14 +241,17 @@ impl DekPool {
         Err(PoolError::Busy)
     }
 
-    /// Whether an earlier answer would do for this message.
-    fn serves(&self, live: &Arc<LiveDek>, bytes: u64) -> bool {
+    /// Whether an earlier answer would do for this message: whether [`DekPool::hot`] finds it and takes it.
+    fn serves(&self, scope: &DekScope, live: &Arc<LiveDek>, bytes: u64) -> bool {
         let now = self.fetch.clock.monotonic();
-        live.usable(now).is_some_and(|(_, facts)| {
-            facts.state == DekState::Active
-                && now < facts.retires_at
-                && live.counts.has_room(bytes, &facts.policy)
-        })
+        let in_place = self.fetch.active.pin().get(scope).is_some_and(|active| Arc::ptr_eq(active, live));
+        in_place
+            && self.fetch.watch.is_current(now)
+            && live.usable(now).is_some_and(|(_, facts)| {
+                facts.state == DekState::Active
+                    && now < facts.retires_at
+                    && live.counts.has_room(bytes, &facts.policy)
+            })
     }
 
     fn hot(&self, scope: &DekScope, bytes: u64) -> Option<Sealing> {
@@ -288,7 +294,7 @@ impl DekPool {
         for _ in 0..3 {
             let live = self.fetch_for(tenant, head).await?;
             if let Some((key, facts)) = live.usable(self.fetch.clock.monotonic()) {
-                let opening = opening(&live, key, &facts)?;
+                let opening = opening(&live, key, &facts, self.fetch.clock.monotonic())?;
                 return Ok((live, opening));
             }
         }
@@ -309,10 +315,13 @@ impl DekPool {
     }
 
     async fn open(&self, wanted: Wanted) -> Result<Arc<LiveDek>, PoolError> {
-        let fetch = Arc::clone(&self.fetch);
-        let good = |live: &Arc<LiveDek>| live.usable(self.fetch.clock.monotonic()).is_some();
-        let key = wanted.clone();
-        self.open_flights.join(key, good, async move { fetch.open(&wanted).await }).await
+        let (fetch, known) = (Arc::clone(&self.fetch), Arc::clone(&self.fetch));
+        let good = move |live: &Arc<LiveDek>| {
+            let now = known.clock.monotonic();
+            known.watch.is_current(now) && live.usable(now).is_some()
+        };
+        let (key, mark) = (wanted.clone(), self.fetch.directory.mark(wanted.tenant()));
+        self.open_flights.join(key, mark, good, async move { fetch.open(&wanted).await }).await
     }
 
     fn hot_opening(
@@ -327,7 +336,7 @@ impl DekPool {
             return None;
         }
         let (key, facts) = live.usable(now)?;
-        let opening = opening(&live, key, &facts);
+        let opening = opening(&live, key, &facts, now);
         Some(opening.map(|opening| (live, opening)))
     }
 
@@ -365,14 +374,14 @@ fn agrees(live: &LiveDek, opening: &Opening, head: &Head) -> Result<(), PoolErro
     }
 }
 
-fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts) -> Result<Opening, PoolError> {
+fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts, now: Duration) -> Result<Opening, PoolError> {
     match facts.state {
         DekState::Revoked => Err(PoolError::Revoked),
         DekState::Destroyed => Err(PoolError::Destroyed),
         DekState::Next | DekState::Active | DekState::Retired => Ok(Opening {
             key,
             scope: live.scope.clone(),
-            active: facts.state == DekState::Active,
+            active: facts.state == DekState::Active && now < facts.retires_at,
             embedded: facts.section.clone(),
             weight: facts.policy.envelope,
         }),

@@ -145,7 +145,7 @@ const GUARDED: &[Guarded] = &[
             "cli",
         ],
     ),
-    Guarded("tokio_util", &["audit", "pool", "rotation", "lifecycle", "app"]),
+    Guarded("tokio_util", &["kms", "audit", "pool", "rotation", "lifecycle", "app"]),
     Guarded("std::env", &["config"]),
     Guarded("std::fs", &["kms", "store", "audit", "config", "app", "cli"]),
     Guarded("std::net", &["http", "config", "cli"]),

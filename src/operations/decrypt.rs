@@ -1,12 +1,12 @@
 //! Open one envelope.
 
-use envelope::{DataKeyId, EncryptionContext, inspect, open_in_place};
+use envelope::{DataKeyId, EncryptionContext, Head, inspect, open_in_place};
 use zeroize::Zeroizing;
 
 use super::{OperationError, Operations, message_context};
 use crate::access::{Decrypt, Permit};
-use crate::pool::PoolError;
-use crate::tenant::{KeyName, Verb};
+use crate::pool::Opening;
+use crate::tenant::{KeyName, TenantId, Verb};
 
 /// An envelope to be opened.
 pub struct Decryption {
@@ -52,10 +52,7 @@ impl Operations {
             Err(error) => {
                 attempt.failed(&error);
                 // The audit has the difference: outside, a section that is not believed is one more wrong context.
-                Err(match error {
-                    OperationError::Pool(PoolError::Disbelieved(_)) => OperationError::ContextMismatch,
-                    other => other,
-                })
+                Err(error.told())
             }
         }
     }
@@ -63,12 +60,22 @@ impl Operations {
     async fn open(&self, permit: &Permit<Decrypt>, request: Decryption) -> Result<Decrypted, OperationError> {
         let head = inspect(&request.envelope)?;
         let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
-        let key = opening.scope.key.clone();
-        let context = message_context(request.context, permit.tenant(), &key)?;
-        let rewrap_advised = !opening.active || opening.section(None) != *head.wrapped();
-        let mut buffer = Zeroizing::new(request.envelope);
-        let plaintext_bytes = open_in_place(&opening.key, &context, &mut buffer)?.len();
-        let (body_offset, dek_id) = (head.body_offset(), head.dek_id());
-        Ok(Decrypted { buffer, plaintext_bytes, body_offset, key, dek_id, rewrap_advised })
+        open_with(&opening, &head, permit.tenant(), request)
     }
+}
+
+/// Opens an envelope whose data key is found.
+pub(super) fn open_with(
+    opening: &Opening,
+    head: &Head,
+    tenant: &TenantId,
+    request: Decryption,
+) -> Result<Decrypted, OperationError> {
+    let key = opening.scope.key.clone();
+    let context = message_context(request.context, tenant, &key)?;
+    let rewrap_advised = opening.outdated(head);
+    let mut buffer = Zeroizing::new(request.envelope);
+    let plaintext_bytes = open_in_place(&opening.key, &context, &mut buffer)?.len();
+    let (body_offset, dek_id) = (head.body_offset(), head.dek_id());
+    Ok(Decrypted { buffer, plaintext_bytes, body_offset, key, dek_id, rewrap_advised })
 }

@@ -127,6 +127,13 @@ impl Sealing {
     pub fn count_bytes(&self, bytes: u64) {
         self.live.counts.add_bytes(bytes);
     }
+
+    /// Counts one more message of this size under the same data key. `false` where its limits or its state do not
+    /// allow that: the pool is then asked again. For batches, which hold this for moments.
+    pub fn admit(&self, bytes: u64) -> bool {
+        let facts = self.live.facts();
+        facts.state == DekState::Active && self.live.counts.admit(bytes, &facts.policy)
+    }
 }
 
 /// What opening needs, and what is known of the envelope's data key.
@@ -141,9 +148,20 @@ pub struct Opening {
     pub embedded: WrappedKeys,
     /// What the key's policy says an envelope carries.
     pub weight: EnvelopeWeight,
+    live: Arc<LiveDek>,
 }
 
 impl Opening {
+    /// Whether rewrapping would change the envelope with this head.
+    pub fn outdated(&self, head: &Head) -> bool {
+        !self.active || self.section(None) != *head.wrapped()
+    }
+
+    /// Whether another envelope of the same data key may be opened with this: its section is a claim of its own.
+    pub fn agrees(&self, head: &Head) -> Result<(), PoolError> {
+        agrees(&self.live, head)
+    }
+
     /// The wrapped-key section that an envelope of this data key has today; `weight` overrides the key's policy.
     pub fn section(&self, weight: Option<EnvelopeWeight>) -> WrappedKeys {
         section(&self.embedded, weight.unwrap_or(self.weight))
@@ -263,7 +281,7 @@ impl DekPool {
             Some(opening) => opening?,
             None => self.cold_opening(tenant, head).await?,
         };
-        self.agrees(&opening.0, head)?;
+        agrees(&opening.0, head)?;
         opening.0.counts.opened(self.fetch.clock.now());
         Ok(opening.1)
     }
@@ -320,17 +338,6 @@ impl DekPool {
         Some(opening.map(|opening| (live, opening)))
     }
 
-    /// The section comes from the caller: it must be what this tenant, key and data key call for, whether it was
-    /// needed or not.
-    fn agrees(&self, live: &LiveDek, head: &Head) -> Result<(), PoolError> {
-        match head.wrapped().kms_context() {
-            Some(context) if context.canonical() != *live.kms_context => {
-                Err(PoolError::Disbelieved("its KMS context is another tenant's, key's or data key's"))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn touch(&self, live: &Arc<LiveDek>, now: Duration) {
         let now_ms = as_ms(now);
         if now_ms.saturating_sub(live.touched_ms.load(Ordering::Relaxed)) > TOUCH_MS {
@@ -353,7 +360,18 @@ impl DekPool {
     }
 }
 
-fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts) -> Result<Opening, PoolError> {
+/// The section comes from the caller: it must be what this tenant, key and data key call for, whether it was needed
+/// or not.
+fn agrees(live: &LiveDek, head: &Head) -> Result<(), PoolError> {
+    match head.wrapped().kms_context() {
+        Some(context) if context.canonical() != *live.kms_context => {
+            Err(PoolError::Disbelieved("its KMS context is another tenant's, key's or data key's"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn opening(live: &Arc<LiveDek>, key: Arc<DataKey>, facts: &Facts) -> Result<Opening, PoolError> {
     match facts.state {
         DekState::Revoked => Err(PoolError::Revoked),
         DekState::Destroyed => Err(PoolError::Destroyed),
@@ -363,6 +381,7 @@ fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts) -> Result<Opening, 
             active: facts.state == DekState::Active,
             embedded: facts.section.clone(),
             weight: facts.policy.envelope,
+            live: Arc::clone(live),
         }),
     }
 }

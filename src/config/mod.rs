@@ -3,6 +3,7 @@
 //! In order of precedence: flags, the environment (`KEYFOLD_HTTP__BODY_BYTES_MAX=...`), the configuration file, the
 //! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
 
+mod aws;
 mod secrets;
 
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
+pub use aws::AwsSettings;
 pub use secrets::{SecretError, Secrets, write_new_secret};
 
 /// Everything that can be configured.
@@ -28,12 +30,16 @@ pub struct Settings {
     pub shutdown_secs_max: u64,
     /// The edge.
     pub http: HttpSettings,
+    /// What of a request goes into its encryption context: the `[[context]]` entries. Default none.
+    pub context: crate::http::ContextRules,
     /// The data keys in memory.
     pub pool: PoolSettings,
     /// The registry.
     pub registry: RegistrySettings,
     /// The embedded key ring.
     pub keyring: KeyringSettings,
+    /// AWS KMS.
+    pub aws: AwsSettings,
     /// Credentials.
     pub access: AccessSettings,
     /// The log.
@@ -48,9 +54,11 @@ impl Default for Settings {
             plaintext_http: PlaintextHttp::default(),
             shutdown_secs_max: 30,
             http: HttpSettings::default(),
+            context: crate::http::ContextRules::default(),
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
             keyring: KeyringSettings::default(),
+            aws: AwsSettings::default(),
             access: AccessSettings::default(),
             log: LogSettings::default(),
         }
@@ -99,6 +107,8 @@ settings! {
         deks_max: u64,
         /// How many data keys of one tenant are kept in memory.
         tenant_deks_max: usize,
+        /// For how many values of its key-bound context a tenant has active data keys.
+        tenant_bound_scopes_max: u64,
         /// How long a plaintext data key lives after the KMS last vouched for it.
         dek_plaintext_secs_max: u64,
         /// How long after that it is used while the KMS cannot be reached.
@@ -173,8 +183,10 @@ impl Default for HttpSettings {
 
 impl HttpSettings {
     /// The edge's options.
-    pub fn edge(&self) -> crate::http::Options {
+    fn edge(&self, context: crate::http::ContextRules) -> crate::http::Options {
         crate::http::Options {
+            context,
+            origin_wanted: false,
             plaintext_bytes_max: self.plaintext_bytes_max,
             body_bytes_max: self.body_bytes_max,
             admin_body_bytes_max: self.admin_body_bytes_max,
@@ -315,6 +327,7 @@ impl Settings {
 
     /// What single values cannot tell.
     fn check(&self) -> Result<(), ConfigError> {
+        self.aws.check()?;
         let at_least = |name: &str, value: u64, min: u64| {
             if value >= min {
                 Ok(())
@@ -340,6 +353,11 @@ impl Settings {
         at_least("http.transfer_bytes_max", self.http.transfer_bytes_max, 1_024)?;
         at_least("http.idle_secs_max", self.http.idle_secs_max, 1)?;
         at_least("http.streams_max", u64::from(self.http.streams_max), 1)
+    }
+
+    /// The edge's options.
+    pub fn edge(&self) -> crate::http::Options {
+        self.http.edge(self.context.clone())
     }
 
     /// The registry's file.

@@ -3,7 +3,7 @@
 //! Outermost first:
 //! ```text
 //! edge (request id, problem -> body, log) > catch panic
-//!   > per route: in-flight limit and load shed > deadline > body limit > authenticate
+//!   > per route: in-flight limit and load shed > deadline > body limit > authenticate > circumstances
 //!     > handler (permit, parse, operation)
 //! ```
 //! A route cannot be declared without its limits and its guard: [`Route`] has no defaults.
@@ -36,12 +36,14 @@ use crate::tenant::KeyName;
 use handlers::{BodyBytesMax, api_keys, decrypt, encrypt, health, keys, rewrap, tenants};
 use middleware::admission::{Admission, admit};
 use middleware::authenticate::authenticate;
+use middleware::context::circumstances;
 use middleware::deadline::deadline;
 use middleware::edge::{RequestIds, edge};
 use problem::{Code, Problem};
 use transfer::Transfers;
 
 pub use handlers::health::{Readiness, ReadinessStatus};
+pub use middleware::context::{ContextEntry, ContextRules};
 pub use transfer::Options as TransferOptions;
 
 /// The edge's limits.
@@ -66,6 +68,10 @@ pub struct Options {
     pub line_bytes_max: usize,
     /// Bodies that are streamed.
     pub transfer: TransferOptions,
+    /// What of a request goes into its encryption context. Default nothing.
+    pub context: ContextRules,
+    /// Whether the request's id and source are handed on, for the audit. Default not.
+    pub origin_wanted: bool,
 }
 
 impl Default for Options {
@@ -80,6 +86,8 @@ impl Default for Options {
             batch_body_bytes_max: 32 << 20,
             line_bytes_max: 1 << 20,
             transfer: TransferOptions::default(),
+            context: ContextRules::default(),
+            origin_wanted: false,
         }
     }
 }
@@ -116,6 +124,8 @@ enum Guard {
 struct Route {
     methods: UtoipaMethodRouter<Arc<HttpState>>,
     guard: Guard,
+    /// What of the request goes into its encryption context; nothing for what has none.
+    context: ContextRules,
     body_bytes_max: usize,
     time_max: Duration,
     /// Whether it also takes bodies that are streamed: see [`transfer`]. Theirs is an idle time instead.
@@ -128,6 +138,7 @@ const DATA: &[Code] = &[
     Code::MalformedRequest,
     Code::ReservedContext,
     Code::Forbidden,
+    Code::ContextLimit,
     Code::KekDenied,
     Code::KeyRevoked,
     Code::NotFound,
@@ -139,6 +150,7 @@ const OPENING: &[Code] = &[
     Code::MalformedEnvelope,
     Code::ReservedContext,
     Code::Forbidden,
+    Code::ContextLimit,
     Code::KekDenied,
     Code::KeyRevoked,
     Code::NotFound,
@@ -166,6 +178,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let open = |methods| Route {
         methods,
         guard: Guard::Open,
+        context: ContextRules::default(),
         body_bytes_max: 0,
         time_max,
         streams: false,
@@ -174,6 +187,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let data = |methods, problems| Route {
         methods,
         guard: Guard::Credential,
+        context: options.context.clone(),
         body_bytes_max: options.body_bytes_max,
         time_max,
         streams: true,
@@ -182,6 +196,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let batch = |methods, problems| Route {
         methods,
         guard: Guard::Credential,
+        context: options.context.clone(),
         body_bytes_max: options.batch_body_bytes_max,
         time_max,
         streams: true,
@@ -190,6 +205,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let admin = |methods, problems| Route {
         methods,
         guard: Guard::Credential,
+        context: ContextRules::default(),
         body_bytes_max: options.admin_body_bytes_max,
         time_max,
         streams: false,
@@ -222,21 +238,22 @@ fn route_table(options: &Options) -> Vec<Route> {
 /// The whole service as a router.
 pub fn router(
     operations: Arc<Operations>,
-    access: Arc<Access>,
+    access: &Arc<Access>,
     probe: Arc<dyn Probe>,
-    options: Options,
+    options: &Options,
     tracker: TaskTracker,
 ) -> Edge {
     let admission = Arc::new(Admission::new(options.in_flight_max));
     let mut router = OpenApiRouter::with_openapi(openapi::base());
-    for route in route_table(&options) {
-        router = router.routes(guarded(route, &access, &admission));
+    for route in route_table(options) {
+        router = router.routes(guarded(route, access, &admission, options.origin_wanted));
     }
     let (router, document) = router.split_for_parts();
     let transfers = Transfers::new(options.transfer.clone(), tracker);
     let open_transfers = transfers.gauge();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let state = HttpState { operations, probe, options, default_key: KeyName::default(), transfers, cores };
+    let (options, default_key) = (options.clone(), KeyName::default());
+    let state = HttpState { operations, probe, options, default_key, transfers, cores };
     let router = router
         .merge(openapi::pages(&document))
         .fallback(|| async { Problem::new(Code::NotFound, "there is nothing at this path") })
@@ -264,6 +281,7 @@ fn guarded(
     route: Route,
     access: &Arc<Access>,
     admission: &Arc<Admission>,
+    origin_wanted: bool,
 ) -> UtoipaMethodRouter<Arc<HttpState>> {
     let (schemas, mut paths, mut methods) = route.methods;
     openapi::add_problems(
@@ -273,6 +291,10 @@ fn guarded(
         route.problems,
     );
     if route.guard == Guard::Credential {
+        // Not there where nobody wants it: an unused feature costs nothing.
+        if origin_wanted || !route.context.is_empty() {
+            methods = methods.layer(from_fn_with_state(route.context, circumstances));
+        }
         methods = methods.layer(from_fn_with_state(Arc::clone(access), authenticate));
     }
     methods = methods

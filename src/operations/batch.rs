@@ -19,7 +19,7 @@ use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::audit::Attempt;
 use crate::pool::{DekPool, Opening, PoolError, Sealing};
 use crate::store::DekScope;
-use crate::tenant::{KeyName, TenantId, Verb};
+use crate::tenant::{KeyName, Verb};
 
 /// Seals many messages.
 pub struct Encryptor<'a> {
@@ -70,11 +70,12 @@ impl Encryptor<'_> {
 
     async fn seal(&mut self, mut request: Encryption<'_>) -> Result<Encrypted, OperationError> {
         let context = std::mem::take(&mut request.context);
-        let context = message_context(context, self.permit.tenant(), &request.key)?;
+        let (tenant, service) = (self.permit.tenant(), self.permit.service_context());
+        let context = message_context(context, service, tenant, &request.key)?;
         request.plaintext.check()?;
         let bytes = request.plaintext.bytes_max() as u64;
-        let tenant = self.permit.tenant();
-        let sealing = self.sealings.sealing(&request.key, bytes, |key| scope(tenant, key)).await?;
+        let scope = |key: &KeyName| scope(tenant, key, service);
+        let sealing = self.sealings.sealing(&request.key, bytes, scope).await?;
         seal_with(sealing, self.salts.next()?, &context, request)
     }
 
@@ -101,8 +102,8 @@ impl Decryptor<'_> {
 
     async fn open(&mut self, request: Decryption) -> Result<Decrypted, OperationError> {
         let head = inspect(&request.envelope)?;
-        let opening = self.openings.opening(self.permit.tenant(), &head).await?;
-        open_with(opening, &head, self.permit.tenant(), request)
+        let opening = self.openings.opening(self.permit, &head).await?;
+        open_with(opening, &head, self.permit, request)
     }
 
     /// All were tried: the audit's record ends.
@@ -130,8 +131,8 @@ impl Rewrapper<'_> {
 
     async fn renew(&mut self, request: Rewrapping) -> Result<Rewrapped, OperationError> {
         let head = inspect(&request.envelope)?;
-        let opening = self.openings.opening(self.permit.tenant(), &head).await?;
-        match renew_in_place(opening, &head, self.permit.tenant(), request)? {
+        let opening = self.openings.opening(self.permit, &head).await?;
+        match renew_in_place(opening, &head, self.permit, request)? {
             Renewed::Whole(rewrapped) => Ok(rewrapped),
             Renewed::Opened(opened) => {
                 let (key, bytes) = (&opening.scope.key, opened.plaintext().len() as u64);
@@ -196,14 +197,14 @@ impl<'a> Openings<'a> {
         Self { pool, known: HashMap::new(), refused: HashMap::new() }
     }
 
-    async fn opening(&mut self, tenant: &TenantId, head: &Head) -> Result<&Opening, PoolError> {
+    async fn opening<V>(&mut self, permit: &Permit<V>, head: &Head) -> Result<&Opening, PoolError> {
         let id = head.dek_id();
         if !self.known.contains_key(&id) {
             let claim = (id, head.wrapped().as_bytes().to_vec());
             if let Some(error) = self.refused.get(&claim) {
                 return Err(error.clone());
             }
-            match self.pool.to_decrypt(tenant, head).await {
+            match self.pool.to_decrypt(permit.tenant(), head, &permit.service_context().bound).await {
                 Ok(opening) => self.known.insert(id, opening),
                 Err(error) => {
                     self.refused.insert(claim, error.clone());

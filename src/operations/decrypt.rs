@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 use super::{OperationError, Operations, message_context};
 use crate::access::{Decrypt, Permit};
 use crate::pool::Opening;
-use crate::tenant::{KeyName, TenantId, Verb};
+use crate::tenant::{KeyName, Verb};
 
 /// An envelope to be opened.
 pub struct Decryption {
@@ -59,8 +59,8 @@ impl Operations {
 
     async fn open(&self, permit: &Permit<Decrypt>, request: Decryption) -> Result<Decrypted, OperationError> {
         let head = inspect(&request.envelope)?;
-        let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
-        open_with(&opening, &head, permit.tenant(), request)
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
+        open_with(&opening, &head, permit, request)
     }
 }
 
@@ -68,11 +68,11 @@ impl Operations {
 pub(super) fn open_with(
     opening: &Opening,
     head: &Head,
-    tenant: &TenantId,
+    permit: &Permit<Decrypt>,
     request: Decryption,
 ) -> Result<Decrypted, OperationError> {
     let key = opening.scope.key.clone();
-    let context = message_context(request.context, tenant, &key)?;
+    let context = message_context(request.context, permit.service_context(), permit.tenant(), &key)?;
     let rewrap_advised = opening.outdated(head);
     let mut buffer = Zeroizing::new(request.envelope);
     let plaintext_bytes = open_in_place(&opening.key, &context, &mut buffer)?.len();

@@ -68,9 +68,10 @@ impl Operations {
         mut request: Encryption<'_>,
     ) -> Result<Encrypted, OperationError> {
         let context = std::mem::take(&mut request.context);
-        let context = message_context(context, permit.tenant(), &request.key)?;
+        let service = permit.service_context();
+        let context = message_context(context, service, permit.tenant(), &request.key)?;
         request.plaintext.check()?;
-        let scope = scope(permit.tenant(), &request.key);
+        let scope = scope(permit.tenant(), &request.key, service);
         let sealing = self.pool.to_encrypt(&scope, request.plaintext.bytes_max() as u64).await?;
         seal_with(&sealing, new_salt()?, &context, request)
     }

@@ -10,7 +10,7 @@ use super::{OperationError, Operations, message_context, new_salt};
 use crate::access::{Permit, Rewrap};
 use crate::pool::{Opening, Sealing};
 use crate::store::EnvelopeWeight;
-use crate::tenant::{TenantId, Verb};
+use crate::tenant::Verb;
 
 /// An envelope to be brought up to date.
 pub struct Rewrapping {
@@ -90,7 +90,7 @@ impl Operations {
         weight: Option<EnvelopeWeight>,
     ) -> Result<NewHead, OperationError> {
         let head = inspect(beginning)?;
-        let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
         let section = opening.section(weight);
         let (new, replaces_bytes) = replace_head(beginning, &section)?;
         Ok(NewHead {
@@ -123,8 +123,8 @@ impl Operations {
 
     async fn renew(&self, permit: &Permit<Rewrap>, request: Rewrapping) -> Result<Rewrapped, OperationError> {
         let head = inspect(&request.envelope)?;
-        let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
-        match renew_in_place(&opening, &head, permit.tenant(), request)? {
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
+        match renew_in_place(&opening, &head, permit, request)? {
             Renewed::Whole(rewrapped) => Ok(rewrapped),
             Renewed::Opened(opened) => {
                 let bytes = opened.plaintext().len() as u64;
@@ -172,14 +172,14 @@ impl Opened {
 pub(super) fn renew_in_place(
     opening: &Opening,
     head: &Head,
-    tenant: &TenantId,
+    permit: &Permit<Rewrap>,
     request: Rewrapping,
 ) -> Result<Renewed, OperationError> {
     let Rewrapping { envelope, context, mode, weight } = request;
     if mode == RewrapMode::WrappedKey {
         return replace_section(envelope, head, opening, weight).map(Renewed::Whole);
     }
-    let context = message_context(context, tenant, &opening.scope.key)?;
+    let context = message_context(context, permit.service_context(), permit.tenant(), &opening.scope.key)?;
     if !matches_commitment(&opening.key, &context, head) {
         return Err(OperationError::ContextMismatch);
     }

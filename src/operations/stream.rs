@@ -11,7 +11,7 @@ use super::{OperationError, Operations, RewrapMode, message_context, new_salt, s
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::pool::Opening;
 use crate::store::EnvelopeWeight;
-use crate::tenant::{KeyName, TenantId, Verb};
+use crate::tenant::{KeyName, Verb};
 
 /// Where the bytes come from.
 pub trait Source: Send {
@@ -110,8 +110,10 @@ impl Operations {
         source: &mut impl Source,
         sink: &mut impl Sink,
     ) -> Result<(), OperationError> {
-        let context = message_context(request.context, permit.tenant(), &request.key)?;
-        let sealing = self.pool.to_encrypt(&scope(permit.tenant(), &request.key), 0).await?;
+        let context =
+            message_context(request.context, permit.service_context(), permit.tenant(), &request.key)?;
+        let scope = scope(permit.tenant(), &request.key, permit.service_context());
+        let sealing = self.pool.to_encrypt(&scope, 0).await?;
         let section = sealing.section(request.weight);
         let mut sealer = Sealer::new(&sealing.key, new_salt()?, &section, &context);
         let dek_id = sealing.key.id();
@@ -153,8 +155,9 @@ impl Operations {
         sink: &mut impl Sink,
     ) -> Result<(), OperationError> {
         let (head, body) = read_head(source).await?;
-        let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
-        let context = message_context(request.context, permit.tenant(), &opening.scope.key)?;
+        let service = permit.service_context();
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
+        let context = message_context(request.context, service, permit.tenant(), &opening.scope.key)?;
         let mut opener = Opener::new(&opening.key, &context, &head)?;
         sink.begin(Begun {
             key: opening.scope.key.clone(),
@@ -200,10 +203,11 @@ impl Operations {
         sink: &mut impl Sink,
     ) -> Result<(), OperationError> {
         let (head, body) = read_head(source).await?;
-        let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
+        let service = permit.service_context();
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
         let context = match request.mode {
             RewrapMode::WrappedKey => None,
-            RewrapMode::Auto => Some(checked_context(request.context, permit.tenant(), &opening, &head)?),
+            RewrapMode::Auto => Some(checked_context(request.context, permit, &opening, &head)?),
         };
         match context {
             Some(context) if !opening.active => {
@@ -248,11 +252,11 @@ impl Operations {
 /// The context of a message whose commitment says that it is the right one.
 fn checked_context(
     context: EncryptionContext,
-    tenant: &TenantId,
+    permit: &Permit<Rewrap>,
     opening: &Opening,
     head: &Head,
 ) -> Result<EncryptionContext, OperationError> {
-    let context = message_context(context, tenant, &opening.scope.key)?;
+    let context = message_context(context, permit.service_context(), permit.tenant(), &opening.scope.key)?;
     if matches_commitment(&opening.key, &context, head) {
         Ok(context)
     } else {

@@ -147,7 +147,7 @@ async fn answer<V: ItemVerb>(
     } else {
         let apart = state.transfers.tracker().spawn_blocking(move || take_apart(body, items_max));
         let apart = apart.await;
-        apart.map_err(|error| Problem::internal(Code::InternalError, error))??
+        apart.map_err(|error| Problem::internal(Code::InternalError, &error))??
     };
     let answers = spread(&state, permit, work).await?;
     let bytes: usize = answers.iter().map(|answers| answers.json.len()).sum();
@@ -232,7 +232,7 @@ async fn spread<V: ItemVerb>(
             .map(|turns| AbortOnDropHandle::new(state.transfers.tracker().spawn(turns)))
             .collect();
         for task in tasks {
-            let done = task.await.map_err(|error| Problem::internal(Code::InternalError, error))?;
+            let done = task.await.map_err(|error| Problem::internal(Code::InternalError, &error))?;
             answers.extend(done);
         }
     }

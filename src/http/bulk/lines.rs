@@ -60,7 +60,7 @@ impl<V: ItemVerb> Pipeline<V> {
                 biased;
                 answers = first(&mut self.under_way) => {
                     self.under_way.pop_front();
-                    let answers = answers.map_err(|error| Problem::internal(Code::InternalError, error))?;
+                    let answers = answers.map_err(|error| Problem::internal(Code::InternalError, &error))?;
                     sink.write(answers.json.into()).await.map_err(told)?;
                 }
                 piece = source.next(), if reading => {

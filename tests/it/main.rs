@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends with a panic")]
 
 mod api;
+mod aws_world;
 mod caller;
 mod contract;
 mod keyring_file;
@@ -9,6 +10,7 @@ mod kms_aws;
 mod kms_contract;
 mod kms_moto;
 mod layering;
+mod outage;
 mod pool;
 mod probes;
 mod readme;

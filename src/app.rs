@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use secrecy::SecretString;
 use tokio::sync::Mutex;
@@ -117,7 +117,7 @@ impl App {
             clock,
             last: Mutex::default(),
         });
-        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.http.edge());
+        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.edge());
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
         Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush }
     }
@@ -168,21 +168,21 @@ pub async fn open_store(settings: &Settings) -> anyhow::Result<SqliteStore> {
     Ok(SqliteStore::open(&settings.registry_file(), SqliteOptions::default()).await?)
 }
 
-/// What protects the key ring that the settings name: the passphrase, or with `--dev` nothing.
+/// What protects the key ring that the settings name: the passphrase, or with `--dev` and no passphrase nothing.
 pub fn keyring_protection(
     settings: &Settings,
     variables: &Variables,
     dev: bool,
 ) -> anyhow::Result<Protection> {
-    if dev {
-        return Ok(Protection::Dev);
+    match Secrets::new(settings, variables).keyring_passphrase()? {
+        // Always, where there is one: who swaps in an unencrypted key ring of his own must not be obeyed.
+        Some(passphrase) => Ok(Protection::Passphrase(SecretString::from(passphrase.as_str()))),
+        None if dev => Ok(Protection::Dev),
+        None => bail!(
+            "the key ring needs its passphrase: set KEYFOLD_KEYRING_PASSPHRASE, or keyring.passphrase_file to a \
+             file that holds it"
+        ),
     }
-    let passphrase = Secrets::new(settings, variables).keyring_passphrase()?;
-    let passphrase = passphrase.context(
-        "the key ring needs its passphrase: set KEYFOLD_KEYRING_PASSPHRASE, or keyring.passphrase_file to a file \
-         that holds it",
-    )?;
-    Ok(Protection::Passphrase(SecretString::from(passphrase.as_str())))
 }
 
 /// The key ring, where there is one: a service whose master keys are all in AWS KMS needs none.

@@ -13,7 +13,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::{AuthenticationError, Principal};
+use super::{Attributes, AuthenticationError, Principal};
 use crate::clock::{Clock, Timestamp};
 use crate::store::watch::{ChangeWatch, Mark};
 use crate::store::{ApiKeyRecord, Store};
@@ -192,7 +192,12 @@ impl ApiKeys {
             secret_hash: record.secret_hash,
             expires_at: record.expires_at,
             revoked: record.revoked_at.is_some(),
-            principal: Arc::new(Principal { id: principal_id, tenants: record.tenants, verbs: record.verbs }),
+            principal: Arc::new(Principal {
+                id: principal_id,
+                tenants: record.tenants,
+                verbs: record.verbs,
+                attributes: Attributes::api_key(),
+            }),
             seen_mark,
         });
         self.known.pin().insert(id.to_owned(), Arc::clone(&known));

@@ -30,6 +30,8 @@ pub struct Settings {
     pub shutdown_secs_max: u64,
     /// The edge.
     pub http: HttpSettings,
+    /// What of a request goes into its encryption context: the `[[context]]` entries. Default none.
+    pub context: crate::http::ContextRules,
     /// The data keys in memory.
     pub pool: PoolSettings,
     /// The registry.
@@ -52,6 +54,7 @@ impl Default for Settings {
             plaintext_http: PlaintextHttp::default(),
             shutdown_secs_max: 30,
             http: HttpSettings::default(),
+            context: crate::http::ContextRules::default(),
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
             keyring: KeyringSettings::default(),
@@ -104,6 +107,8 @@ settings! {
         deks_max: u64,
         /// How many data keys of one tenant are kept in memory.
         tenant_deks_max: usize,
+        /// For how many values of its key-bound context a tenant has active data keys.
+        tenant_bound_scopes_max: u64,
         /// How long a plaintext data key lives after the KMS last vouched for it.
         dek_plaintext_secs_max: u64,
         /// How long after that it is used while the KMS cannot be reached.
@@ -161,8 +166,10 @@ impl Default for HttpSettings {
 
 impl HttpSettings {
     /// The edge's options.
-    pub fn edge(&self) -> crate::http::Options {
+    fn edge(&self, context: crate::http::ContextRules) -> crate::http::Options {
         crate::http::Options {
+            context,
+            origin_wanted: false,
             plaintext_bytes_max: self.plaintext_bytes_max,
             body_bytes_max: self.body_bytes_max,
             admin_body_bytes_max: self.admin_body_bytes_max,
@@ -315,6 +322,11 @@ impl Settings {
         at_least("http.request_secs_max", self.http.request_secs_max, 1)?;
         at_least("http.in_flight_max", self.http.in_flight_max as u64, 1)?;
         at_least("http.streams_max", u64::from(self.http.streams_max), 1)
+    }
+
+    /// The edge's options.
+    pub fn edge(&self) -> crate::http::Options {
+        self.http.edge(self.context.clone())
     }
 
     /// The registry's file.

@@ -24,6 +24,8 @@ pub enum Code {
     ReservedContext,
     /// No credential, or not a valid one.
     Unauthenticated,
+    /// The tenant's key-bound context has as many values as are allowed.
+    ContextLimit,
     /// The credential is not granted this.
     Forbidden,
     /// The owner of the master key has cut it off.
@@ -93,6 +95,14 @@ impl Code {
                 "A valid credential is needed",
                 false,
                 "send a valid API key as Authorization: Bearer kf_...",
+            ),
+            Self::ContextLimit => Meaning(
+                "context_limit",
+                S::FORBIDDEN,
+                "The key-bound context has too many values",
+                false,
+                "this tenant has data keys for 100 values of its key-bound context already, which is the limit \
+                 (pool.tenant_bound_scopes_max): bind what has many values to the message instead",
             ),
             Self::Forbidden => Meaning(
                 "forbidden",
@@ -365,6 +375,7 @@ impl From<PoolError> for Problem {
             PoolError::Destroyed => Self::new(Code::KeyDestroyed, Code::KeyDestroyed.example()),
             PoolError::Disbelieved(_) => Self::internal(Code::ContextMismatch, &error),
             PoolError::TooLargeForKey(_) => Self::new(Code::TooLarge, error.to_string()),
+            PoolError::TooManyBoundScopes(_) => Self::new(Code::ContextLimit, error.to_string()),
             PoolError::Busy => Self::internal(Code::Overloaded, &error),
             PoolError::Internal(_) => Self::internal(Code::InternalError, &error),
         }
@@ -379,7 +390,7 @@ impl From<OperationError> for Problem {
             OperationError::Store(error) => return error.into(),
             OperationError::Internal(detail) => return Self::internal(Code::InternalError, detail),
             OperationError::Invalid(_) | OperationError::Context(_) => Code::MalformedRequest,
-            OperationError::ReservedContext(_) => Code::ReservedContext,
+            OperationError::ReservedContext(_) | OperationError::ServiceContext(_) => Code::ReservedContext,
             OperationError::Malformed(_) => Code::MalformedEnvelope,
             OperationError::ContextMismatch => Code::ContextMismatch,
             OperationError::Damaged => Code::CiphertextDamaged,

@@ -33,6 +33,7 @@ pub(super) struct Fetch {
     pub(super) turns: Turns,
     pub(super) cache: Cache,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
+    pub(super) bound_scopes_max: u64,
     pub(super) lifetimes: Lifetimes,
 }
 
@@ -42,15 +43,16 @@ pub(super) struct Wanted {
     tenant: TenantId,
     id: DataKeyId,
     /// What the envelope brings, where the registry does not know the data key. It is part of what is wanted, so
-    /// that one caller's forged section cannot make another's fail.
-    brought: Option<WrappedKeys>,
+    /// that one caller's forged section cannot make another's fail; so are the pairs that his call binds to it.
+    brought: Option<(WrappedKeys, EncryptionContext)>,
 }
 
 impl Eq for Wanted {}
 
 impl Hash for Wanted {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.tenant, self.id, self.brought.as_ref().map(WrappedKeys::as_bytes)).hash(state);
+        let brought = self.brought.as_ref().map(|(section, bound)| (section.as_bytes(), bound));
+        (&self.tenant, self.id, brought).hash(state);
     }
 }
 
@@ -63,14 +65,19 @@ impl Wanted {
         Self { tenant: tenant.clone(), id, brought: None }
     }
 
-    pub(super) fn brought(tenant: &TenantId, id: DataKeyId, section: &WrappedKeys) -> Self {
-        Self { tenant: tenant.clone(), id, brought: Some(section.clone()) }
+    pub(super) fn brought(
+        tenant: &TenantId,
+        id: DataKeyId,
+        section: &WrappedKeys,
+        bound: &EncryptionContext,
+    ) -> Self {
+        Self { tenant: tenant.clone(), id, brought: Some((section.clone(), bound.clone())) }
     }
 }
 
 impl Destination for Wanted {
     fn brought_bytes(&self) -> usize {
-        self.brought.as_ref().map_or(0, |section| section.as_bytes().len())
+        self.brought.as_ref().map_or(0, |(section, _)| section.as_bytes().len())
     }
 }
 
@@ -99,7 +106,7 @@ impl Fetch {
                 )
                 .await
             }
-            Some(section) => self.open_brought(&tenant, wanted.id, section, seen_mark).await,
+            Some((section, bound)) => self.open_brought(&tenant, wanted.id, section, bound, seen_mark).await,
         }
     }
 
@@ -120,10 +127,15 @@ impl Fetch {
         }
         let live = match self.store.active_dek(scope).await? {
             Some(stored) if self.has_room(&stored, &tenant, &key, bytes) => {
-                self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await?
+                let id = stored.dek.id;
+                let opened = self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await;
+                opened.map_err(|refused| unfit_to_encrypt(id, refused))?
             }
             Some(stored) => self.succeed(&tenant, &key, scope, stored.dek.id, seen_mark).await?,
-            None => self.make(&tenant, &key, scope, None, seen_mark).await?,
+            None => {
+                self.has_room_for_scope(scope).await?;
+                self.make(&tenant, &key, scope, None, seen_mark).await?
+            }
         };
         self.active.pin().insert(scope.clone(), Arc::clone(&live));
         Ok(live)
@@ -150,6 +162,16 @@ impl Fetch {
             None => Counts::from_registry(stored.dek.messages, stored.dek.bytes).has_room(bytes, &key.policy),
         };
         counted && self.retires_at(tenant, stored, &key.policy) > self.clock.monotonic()
+    }
+
+    /// Refuses one more value of the key-bound context than the tenant may have. Two that come at the very same time
+    /// may both pass: the limit keeps a mapping from exploding, and is no promise to the last one.
+    async fn has_room_for_scope(&self, scope: &DekScope) -> Result<(), PoolError> {
+        let limit = self.bound_scopes_max;
+        if scope.bound.is_empty() || self.store.bound_scopes(&scope.tenant).await? < limit {
+            return Ok(());
+        }
+        Err(PoolError::TooManyBoundScopes(limit))
     }
 
     /// Ends `predecessor` and puts the data key that waits, or else a new one, in its place.
@@ -285,21 +307,22 @@ impl Fetch {
     }
 
     /// Opens a data key that only the envelope knows. The section comes from the caller, so it is believed only as
-    /// far as it agrees with what is known: its KMS context must be exactly the one that this tenant, key and data
-    /// key call for, and only KEKs of the tenant's ring, now or earlier, are asked. Otherwise anyone could bring a
+    /// far as it agrees with what is known: its KMS context must be exactly the one that this tenant, key, data key
+    /// and the call's key-bound pairs call for, and only KEKs of the tenant's ring, now or earlier, are asked. Otherwise anyone could bring a
     /// data key of his own, wrapped under a KEK of his own, and have his forgery opened as genuine.
     async fn open_brought(
         &self,
         tenant: &TenantRecord,
         id: DataKeyId,
         section: &WrappedKeys,
+        bound: &EncryptionContext,
         seen_mark: u64,
     ) -> Result<Arc<LiveDek>, PoolError> {
         let brought = section.kms_context().ok_or(PoolError::UnknownDek)?;
         let disbelieved = PoolError::Disbelieved("its KMS context is not of this tenant, key and data key");
         let key_name = brought.get("keyfold:key").and_then(|name| name.parse::<KeyName>().ok());
         let key_name = key_name.ok_or_else(|| disbelieved.clone())?;
-        let scope = DekScope { tenant: tenant.id.clone(), key: key_name, bound: EncryptionContext::new() };
+        let scope = DekScope { tenant: tenant.id.clone(), key: key_name, bound: bound.clone() };
         if kms_context(&scope, id)? != *brought {
             return Err(disbelieved);
         }
@@ -370,10 +393,6 @@ impl Fetch {
     /// Heeds what every member of a ring has said, and gives the answer that decides.
     fn refused(&self, failure: RingFailure) -> PoolError {
         self.heed(&failure.failures);
-        if failure.broken && !failure.failures.iter().any(|answer| matches!(answer, KmsError::Denied { .. }))
-        {
-            return PoolError::Internal("a call to the KMS did not end well");
-        }
         failure
             .deciding()
             .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)
@@ -453,6 +472,17 @@ struct Made {
     by: KekId,
     /// When the KMS was asked; monotonic.
     asked_at: Duration,
+}
+
+/// To who encrypts it is no fault of his that the registry's wrapped form is not what the KMS once made.
+fn unfit_to_encrypt(id: DataKeyId, refused: PoolError) -> PoolError {
+    match refused {
+        PoolError::Kms(damaged @ KmsError::Damaged { .. }) => {
+            tracing::error!(dek = %id, error = %damaged, "the registry holds a damaged or foreign wrapped form: rotate the key, and find out who wrote it");
+            PoolError::Internal("the registry's wrapped form of the active data key does not open")
+        }
+        other => other,
+    }
 }
 
 /// The KEKs whose wrapped forms are believed: the tenant's ring, then what was in it before.

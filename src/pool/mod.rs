@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use envelope::{DataKey, DataKeyId, Head, WrappedKeys};
+use envelope::{DataKey, DataKeyId, EncryptionContext, Head, WrappedKeys};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
@@ -42,6 +42,9 @@ pub struct Options {
     pub deks_max: u64,
     /// How many data keys of one tenant are kept in memory, so that no tenant pushes out the others. Default 1,000.
     pub tenant_deks_max: usize,
+    /// For how many values of its key-bound context a tenant has active data keys: each is a data key of its own,
+    /// with KMS calls of its own. Default 100.
+    pub tenant_bound_scopes_max: u64,
     /// How long a plaintext data key lives after the KMS last vouched for it, in seconds. Default 300. Within this
     /// time an owner's decision at the KMS takes effect everywhere.
     pub dek_plaintext_secs_max: u64,
@@ -66,6 +69,7 @@ impl Default for Options {
         Self {
             deks_max: 10_000,
             tenant_deks_max: 1_000,
+            tenant_bound_scopes_max: 100,
             dek_plaintext_secs_max: 300,
             dek_stale_secs_max: 3_600,
             dek_idle_secs_max: 900,
@@ -113,6 +117,12 @@ pub enum PoolError {
     /// What was fetched was used up, changed or crowded out before it could be used, several times over.
     #[error("the data key was used up, changed or crowded out while it was handed over")]
     Busy,
+    /// The context bound to the data key has more values in this tenant than are allowed.
+    #[error(
+        "this tenant has data keys for {0} values of its key-bound context already, which is the limit \
+         (pool.tenant_bound_scopes_max): bind what has many values to the message instead"
+    )]
+    TooManyBoundScopes(u64),
     /// A fault of keyfold's own.
     #[error("{0}")]
     Internal(&'static str),
@@ -208,6 +218,7 @@ impl DekPool {
             turns: Turns::new(options),
             cache: Cache::new(options.deks_max, options.tenant_deks_max),
             active: papaya::HashMap::new(),
+            bound_scopes_max: options.tenant_bound_scopes_max,
             lifetimes: Lifetimes {
                 plaintext_max: Duration::from_secs(options.dek_plaintext_secs_max),
                 stale_max: Duration::from_secs(options.dek_stale_secs_max),
@@ -274,12 +285,20 @@ impl DekPool {
         Some(Sealing { key, embedded, weight, live })
     }
 
-    /// The data key of an envelope with this head, for this tenant.
-    pub async fn to_decrypt(&self, tenant: &TenantId, head: &Head) -> Result<Opening, PoolError> {
+    /// The data key of an envelope with this head, for this tenant and a call with these key-bound pairs.
+    pub async fn to_decrypt(
+        &self,
+        tenant: &TenantId,
+        head: &Head,
+        bound: &EncryptionContext,
+    ) -> Result<Opening, PoolError> {
         let opening = match self.hot_opening(tenant, head.dek_id()) {
             Some(opening) => opening?,
-            None => self.cold_opening(tenant, head).await?,
+            None => self.cold_opening(tenant, head, bound).await?,
         };
+        if opening.1.scope.bound != *bound {
+            return Err(PoolError::Disbelieved("its data key is bound to another context"));
+        }
         agrees(&opening.0, &opening.1, head)?;
         opening.0.counts.opened(self.fetch.clock.now());
         Ok(opening.1)
@@ -289,10 +308,11 @@ impl DekPool {
         &self,
         tenant: &TenantId,
         head: &Head,
+        bound: &EncryptionContext,
     ) -> Result<(Arc<LiveDek>, Opening), PoolError> {
         // More than once: a change of the registry, or a crowded cache, can take back what was just fetched.
         for _ in 0..3 {
-            let live = self.fetch_for(tenant, head).await?;
+            let live = self.fetch_for(tenant, head, bound).await?;
             if let Some((key, facts)) = live.usable(self.fetch.clock.monotonic()) {
                 let opening = opening(&live, key, &facts, self.fetch.clock.monotonic())?;
                 return Ok((live, opening));
@@ -301,14 +321,19 @@ impl DekPool {
         Err(PoolError::Busy)
     }
 
-    async fn fetch_for(&self, tenant: &TenantId, head: &Head) -> Result<Arc<LiveDek>, PoolError> {
+    async fn fetch_for(
+        &self,
+        tenant: &TenantId,
+        head: &Head,
+        bound: &EncryptionContext,
+    ) -> Result<Arc<LiveDek>, PoolError> {
         match self.open(Wanted::registered(tenant, head.dek_id())).await {
             // Not in the registry, or the registry is down: what the envelope brings may do, as far as it is
             // believed.
             Err(PoolError::UnknownDek | PoolError::Store(StoreError::Unavailable(_)))
                 if !head.wrapped().is_compact() =>
             {
-                self.open(Wanted::brought(tenant, head.dek_id(), head.wrapped())).await
+                self.open(Wanted::brought(tenant, head.dek_id(), head.wrapped(), bound)).await
             }
             other => other,
         }

@@ -93,7 +93,7 @@ struct Guarded(&'static str, &'static [&'static str]);
 const GUARDED: &[Guarded] = &[
     // What a ciphertext is, is decided in one crate: the service has no cipher of its own.
     Guarded("aes_gcm", &["kms"]),
-    Guarded("envelope", &["kms", "store", "pool", "operations", "rotation", "http", "cli"]),
+    Guarded("envelope", &["kms", "store", "access", "pool", "operations", "rotation", "http", "cli"]),
     Guarded("argon2", &["kms"]),
     Guarded("hmac", &["access"]),
     Guarded("sha2", &["access", "kms"]),
@@ -102,6 +102,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("aws_sdk_kms", &["kms"]),
     Guarded("aws_sdk_sts", &["kms"]),
     Guarded("aws_smithy_http_client", &["kms"]),
+    Guarded("regex", &["access", "config"]),
     Guarded("rustix", &["kms", "app"]),
     Guarded("sqlx", &["store"]),
     Guarded("moka", &["access", "pool"]),
@@ -118,7 +119,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("utoipa", &["http"]),
     Guarded("utoipa_axum", &["http"]),
     Guarded("utoipa_swagger_ui", &["http"]),
-    Guarded("serde_json", &["audit", "http", "kms"]),
+    Guarded("serde_json", &["access", "audit", "http", "kms"]),
     Guarded("base64", &["access", "http"]),
     Guarded("tracing_subscriber", &["telemetry"]),
     Guarded("mimalloc", &["main"]),
@@ -145,10 +146,10 @@ const GUARDED: &[Guarded] = &[
             "cli",
         ],
     ),
-    Guarded("tokio_util", &["kms", "audit", "pool", "rotation", "lifecycle", "app"]),
+    Guarded("tokio_util", &["audit", "kms", "pool", "rotation", "lifecycle", "app"]),
     Guarded("std::env", &["config"]),
     Guarded("std::fs", &["kms", "store", "audit", "config", "app", "cli"]),
-    Guarded("std::net", &["http", "config", "cli"]),
+    Guarded("std::net", &["access", "audit", "http", "config", "cli"]),
     Guarded("std::thread", &[]),
     Guarded("std::process", &["main", "config", "cli"]),
 ];

@@ -4,6 +4,7 @@ mod readiness;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -41,6 +42,8 @@ pub struct App {
     pub keyring: Option<LocalKeyRing>,
     /// Everything behind the edge.
     pub router: axum::Router,
+    /// How many bodies are being streamed now.
+    pub open_transfers: Arc<AtomicUsize>,
     /// The tasks, and how they stop.
     pub lifecycle: Lifecycle,
     pool: DekPool,
@@ -117,9 +120,16 @@ impl App {
             clock,
             last: Mutex::default(),
         });
-        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.edge());
+        let edge = crate::http::router(
+            Arc::clone(&operations),
+            &access,
+            probe,
+            &settings.edge(),
+            lifecycle.tracker.clone(),
+        );
+        let (router, open_transfers) = (edge.router, edge.open_transfers);
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
-        Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush }
+        Self { operations, access, store, keyring, router, open_transfers, lifecycle, pool, usage_flush }
     }
 
     /// Starts the background tasks.

@@ -393,6 +393,10 @@ impl Fetch {
     /// Heeds what every member of a ring has said, and gives the answer that decides.
     fn refused(&self, failure: RingFailure) -> PoolError {
         self.heed(&failure.failures);
+        if failure.broken && !failure.failures.iter().any(|answer| matches!(answer, KmsError::Denied { .. }))
+        {
+            return PoolError::Internal("a call to the KMS did not end well");
+        }
         failure
             .deciding()
             .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)

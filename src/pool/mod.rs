@@ -147,6 +147,13 @@ impl Sealing {
     pub fn count_bytes(&self, bytes: u64) {
         self.live.counts.add_bytes(bytes);
     }
+
+    /// Counts one more message of this size under the same data key. `false` where its limits or its state do not
+    /// allow that: the pool is then asked again. For batches, which hold this for moments.
+    pub fn admit(&self, bytes: u64) -> bool {
+        let facts = self.live.facts();
+        facts.state == DekState::Active && self.live.counts.admit(bytes, &facts.policy)
+    }
 }
 
 /// What opening needs, and what is known of the envelope's data key.
@@ -161,9 +168,20 @@ pub struct Opening {
     pub embedded: WrappedKeys,
     /// What the key's policy says an envelope carries.
     pub weight: EnvelopeWeight,
+    live: Arc<LiveDek>,
 }
 
 impl Opening {
+    /// Whether rewrapping would change the envelope with this head.
+    pub fn outdated(&self, head: &Head) -> bool {
+        !self.active || self.section(None) != *head.wrapped()
+    }
+
+    /// Whether another envelope of the same data key may be opened with this: its section is a claim of its own.
+    pub fn agrees(&self, head: &Head) -> Result<(), PoolError> {
+        agrees(&self.live, self, head)
+    }
+
     /// The wrapped-key section that an envelope of this data key has today; `weight` overrides the key's policy.
     pub fn section(&self, weight: Option<EnvelopeWeight>) -> WrappedKeys {
         section(&self.embedded, weight.unwrap_or(self.weight))
@@ -399,7 +417,12 @@ fn agrees(live: &LiveDek, opening: &Opening, head: &Head) -> Result<(), PoolErro
     }
 }
 
-fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts, now: Duration) -> Result<Opening, PoolError> {
+fn opening(
+    live: &Arc<LiveDek>,
+    key: Arc<DataKey>,
+    facts: &Facts,
+    now: Duration,
+) -> Result<Opening, PoolError> {
     match facts.state {
         DekState::Revoked => Err(PoolError::Revoked),
         DekState::Destroyed => Err(PoolError::Destroyed),
@@ -409,6 +432,7 @@ fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts, now: Duration) -> R
             active: facts.state == DekState::Active && now < facts.retires_at,
             embedded: facts.section.clone(),
             weight: facts.policy.envelope,
+            live: Arc::clone(live),
         }),
     }
 }

@@ -127,7 +127,9 @@ impl Fetch {
         }
         let live = match self.store.active_dek(scope).await? {
             Some(stored) if self.has_room(&stored, &tenant, &key, bytes) => {
-                self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await?
+                let id = stored.dek.id;
+                let opened = self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await;
+                opened.map_err(|refused| unfit_to_encrypt(id, refused))?
             }
             Some(stored) => self.succeed(&tenant, &key, scope, stored.dek.id, seen_mark).await?,
             None => {
@@ -474,6 +476,17 @@ struct Made {
     by: KekId,
     /// When the KMS was asked; monotonic.
     asked_at: Duration,
+}
+
+/// To who encrypts it is no fault of his that the registry's wrapped form is not what the KMS once made.
+fn unfit_to_encrypt(id: DataKeyId, refused: PoolError) -> PoolError {
+    match refused {
+        PoolError::Kms(damaged @ KmsError::Damaged { .. }) => {
+            tracing::error!(dek = %id, error = %damaged, "the registry holds a damaged or foreign wrapped form: rotate the key, and find out who wrote it");
+            PoolError::Internal("the registry's wrapped form of the active data key does not open")
+        }
+        other => other,
+    }
 }
 
 /// The KEKs whose wrapped forms are believed: the tenant's ring, then what was in it before.

@@ -3,6 +3,7 @@
 
 mod airports;
 mod api;
+mod aws_world;
 mod bad_input;
 mod caller;
 mod cli;
@@ -16,6 +17,7 @@ mod kms_moto;
 mod lanes;
 mod layering;
 mod openapi;
+mod outage;
 mod pool;
 mod probes;
 mod program;

@@ -18,6 +18,7 @@ pub(crate) const PROBLEMS: [(&str, u16, bool); 20] = [
     ("reserved_context", 400, false),
     ("unauthenticated", 401, false),
     ("forbidden", 403, false),
+    ("context_limit", 403, false),
     ("kek_denied", 403, false),
     ("key_revoked", 403, false),
     ("not_found", 404, false),

@@ -93,7 +93,7 @@ struct Guarded(&'static str, &'static [&'static str]);
 const GUARDED: &[Guarded] = &[
     // What a ciphertext is, is decided in one crate: the service has no cipher of its own.
     Guarded("aes_gcm", &["kms"]),
-    Guarded("envelope", &["kms", "store", "pool", "operations", "rotation", "http", "cli"]),
+    Guarded("envelope", &["kms", "store", "access", "pool", "operations", "rotation", "http", "cli"]),
     Guarded("argon2", &["kms"]),
     Guarded("hmac", &["access"]),
     Guarded("sha2", &["access", "kms"]),
@@ -106,6 +106,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("arc_swap", &["access", "pool"]),
     Guarded("papaya", &["access", "pool", "store"]),
     Guarded("governor", &["http"]),
+    Guarded("regex", &["http"]),
     Guarded("axum", &["http", "app"]),
     Guarded("axum_server", &["http"]),
     Guarded("http_body_util", &["http"]),
@@ -116,7 +117,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("utoipa", &["http"]),
     Guarded("utoipa_axum", &["http"]),
     Guarded("utoipa_swagger_ui", &["http"]),
-    Guarded("serde_json", &["audit", "http", "kms"]),
+    Guarded("serde_json", &["access", "audit", "http", "kms"]),
     Guarded("base64", &["access", "http"]),
     Guarded("tracing_subscriber", &["telemetry"]),
     Guarded("mimalloc", &["main"]),
@@ -146,7 +147,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("tokio_util", &["audit", "pool", "rotation", "lifecycle", "app"]),
     Guarded("std::env", &["config"]),
     Guarded("std::fs", &["kms", "store", "audit", "config", "app", "cli"]),
-    Guarded("std::net", &["http", "config", "cli"]),
+    Guarded("std::net", &["audit", "access", "http", "config", "cli"]),
     Guarded("std::thread", &[]),
     Guarded("std::process", &["main", "config", "cli"]),
 ];

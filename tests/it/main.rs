@@ -3,6 +3,7 @@
 
 mod api;
 mod caller;
+mod context;
 mod contract;
 mod keyring_file;
 mod kms_contract;

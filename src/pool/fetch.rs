@@ -77,7 +77,7 @@ impl Wanted {
 
 impl Destination for Wanted {
     fn brought_bytes(&self) -> usize {
-        self.brought.as_ref().map_or(0, |(section, _)| section.as_bytes().len())
+        self.brought.as_ref().map_or(0, |(section, bound)| section.as_bytes().len() + bound.canonical().len())
     }
 }
 

@@ -7,6 +7,7 @@ mod aws_world;
 mod bad_input;
 mod caller;
 mod cli;
+mod context;
 mod contract;
 mod forgeries;
 mod keyring_file;

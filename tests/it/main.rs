@@ -3,9 +3,11 @@
 
 mod airports;
 mod api;
+mod aws_world;
 mod bad_input;
 mod caller;
 mod cli;
+mod context;
 mod contract;
 mod forgeries;
 mod keyring_file;
@@ -16,6 +18,7 @@ mod kms_moto;
 mod lanes;
 mod layering;
 mod openapi;
+mod outage;
 mod pool;
 mod probes;
 mod program;

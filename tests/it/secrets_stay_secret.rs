@@ -6,6 +6,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use envelope::text as envelope_text;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -145,6 +146,62 @@ async fn use_all(sus: &mut Suspicious<'_>, caller: &Caller, tokens: &mut Vec<Str
     sus.fail(&caller_of_new, "post", "/v1/encrypt", &seal).await;
 }
 
+/// The same in bulk: batches, lines, and raw bytes.
+async fn use_bulk(sus: &mut Suspicious<'_>, caller: &Caller) {
+    let context = json!({"record": CONTEXT});
+    let seal = json!({"plaintext": STANDARD.encode(PLAINTEXT), "context": context});
+    let batch = json!({"items": [seal, {"plaintext": PLAINTEXT, "context": context}]});
+    let sealed = sus.call(caller, "post", "/v1/encrypt/batch", &batch).await;
+    let ciphertext = text(&sealed["items"][0]["ciphertext"]);
+    sus.canaries.assert_absent(sealed.to_string().as_bytes(), "the answer to a batch");
+    let (open, wrong) =
+        (json!({"ciphertext": ciphertext, "context": context}), json!({"ciphertext": ciphertext}));
+    sus.call(caller, "post", "/v1/decrypt/batch", &json!({"items": [open]})).await;
+    sus.call(caller, "post", "/v1/rewrap/batch", &json!({"items": [open, wrong]})).await;
+    for (path, lines) in [("/v1/encrypt/batch", seal.to_string()), ("/v1/rewrap/batch", open.to_string())] {
+        // The second line is no JSON, and holds what must not be quoted.
+        let lines = format!("{lines}\n{PLAINTEXT} {CONTEXT}\n");
+        let request =
+            caller.request(Method::POST, path).header("content-type", "application/x-ndjson").body(lines);
+        let answer = receive(request).await;
+        assert_eq!((answer.status, answer.raw.lines().count()), (200, 2), "{}", answer.raw);
+        sus.canaries.assert_absent(answer.raw.as_bytes(), path);
+    }
+    let envelope = envelope_text::decode(&ciphertext).unwrap();
+    let damaged = [&envelope[..envelope.len() - 1], &[envelope[envelope.len() - 1] ^ 1]].concat();
+    for (path, body, right) in [
+        ("/v1/encrypt", PLAINTEXT.as_bytes(), true),
+        ("/v1/decrypt", &envelope, true),
+        ("/v1/rewrap", &envelope, true),
+        ("/v1/rewrap/head", &envelope, true),
+        ("/v1/decrypt", &damaged, false),
+        ("/v1/decrypt", PLAINTEXT.as_bytes(), false),
+        ("/v1/rewrap/head", PLAINTEXT.as_bytes(), false),
+    ] {
+        let raw = |context: String| {
+            let request =
+                caller.request(Method::POST, path).header("content-type", "application/octet-stream");
+            request.header("keyfold-context", context).body(body.to_vec())
+        };
+        let answer = receive(raw(format!("record=\"{CONTEXT}\""))).await;
+        assert_eq!(answer.status == 200, right, "{path}: {}", answer.raw);
+        if right {
+            let (answer, operation) = (answer, DOCUMENT["paths"][path]["post"]["operationId"].as_str());
+            assert_eq!(answer.headers["content-type"], "application/octet-stream");
+            sus.called.insert(operation.unwrap());
+        } else {
+            sus.canaries.assert_absent(answer.raw.as_bytes(), path);
+        }
+        for context in [format!("record={CONTEXT}?"), format!("record=\"{CONTEXT}")] {
+            let answer = receive(raw(context)).await;
+            assert!(answer.status == 400 || path == "/v1/rewrap/head", "{path}: {}", answer.raw);
+            if answer.status != 200 {
+                sus.canaries.assert_absent(answer.raw.as_bytes(), path);
+            }
+        }
+    }
+}
+
 /// Each operation as it is easily misused, with a secret where it does not belong.
 async fn misuse_all(sus: &mut Suspicious<'_>, caller: &Caller) {
     let context = json!({"record": CONTEXT});
@@ -244,6 +301,7 @@ async fn no_secret_is_in_the_log_in_an_error_or_in_a_file_that_is_not_meant_for_
         for (round, caller) in [http1.clone(), http1.over_http2()].into_iter().enumerate() {
             let round = round + if format == "json" { 0 } else { 2 };
             use_all(&mut sus, &caller, &mut tokens, round).await;
+            use_bulk(&mut sus, &caller).await;
             misuse_all(&mut sus, &caller).await;
         }
         let all: BTreeSet<&str> = DOCUMENT["paths"]

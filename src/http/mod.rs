@@ -25,6 +25,7 @@ use async_trait::async_trait;
 use axum::Extension;
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
@@ -107,7 +108,7 @@ pub(crate) struct HttpState {
     /// Made once: most requests use it.
     default_key: KeyName,
     transfers: Transfers,
-    /// Over how many tasks a batch is spread.
+    /// Over how many tasks a batch is spread: as many as there are workers.
     cores: usize,
 }
 
@@ -251,7 +252,7 @@ pub fn router(
     let (router, document) = router.split_for_parts();
     let transfers = Transfers::new(options.transfer.clone(), tracker);
     let open_transfers = transfers.gauge();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
     let (options, default_key) = (options.clone(), KeyName::default());
     let state = HttpState { operations, probe, options, default_key, transfers, cores };
     let router = router

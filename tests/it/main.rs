@@ -5,6 +5,7 @@ mod airports;
 mod api;
 mod aws_world;
 mod bad_input;
+mod bulk;
 mod caller;
 mod cli;
 mod context;

@@ -10,6 +10,7 @@ pub mod kms;
 pub mod lifecycle;
 pub mod operations;
 pub mod pool;
+pub mod rotation;
 pub mod store;
 pub mod telemetry;
 pub mod tenant;

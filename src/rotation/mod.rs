@@ -1,0 +1,2 @@
+//! Rotation.
+pub mod sweep;

@@ -18,9 +18,10 @@ use crate::kms::{KekState, Kms, KmsError, Urgency};
 use crate::lifecycle::Lifecycle;
 use crate::operations::{KekCheck, OperationError, Operations};
 use crate::pool::{DekPool, PoolError};
-use crate::store::Store;
+use crate::rotation::Reconciler;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::watch::ChangeWatch;
+use crate::store::{Registry, Store};
 use crate::tenant::Kek;
 
 /// The service, built and not yet listening.
@@ -30,7 +31,9 @@ pub struct App {
     /// Who is let in.
     pub access: Arc<Access>,
     /// The registry.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Registry>,
+    /// Rotation.
+    pub rotation: Reconciler,
     /// The embedded key ring, where there is one.
     pub keyring: Option<LocalKeyRing>,
     /// Everything behind the edge.
@@ -46,7 +49,7 @@ pub struct Parts {
     /// The time.
     pub clock: Clock,
     /// The registry.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Registry>,
     /// The KMS.
     pub kms: Arc<dyn Kms>,
     /// The embedded key ring, where there is one.
@@ -61,7 +64,7 @@ impl App {
         let clock = Clock::system();
         make_data_dir(&settings.data_dir)?;
         let pepper = pepper(settings, variables)?;
-        let store: Arc<dyn Store> = Arc::new(open_store(settings).await?);
+        let store: Arc<dyn Registry> = Arc::new(open_store(settings).await?);
         let keyring = open_keyring(settings, variables, dev, &clock).await?;
         let kms: Arc<dyn Kms> =
             Arc::new(KmsRouter::new(keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>)));
@@ -70,7 +73,8 @@ impl App {
 
     /// Puts the parts together.
     pub fn assemble(settings: &Settings, parts: Parts) -> Self {
-        let Parts { clock, store, kms, keyring, pepper } = parts;
+        let Parts { clock, store: registry, kms, keyring, pepper } = parts;
+        let store: Arc<dyn Store> = Arc::clone(&registry) as Arc<dyn Registry>;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
         let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
@@ -84,19 +88,29 @@ impl App {
             lifecycle.tracker.clone(),
         );
         let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
+        let rotation = Reconciler::new(
+            crate::rotation::Parts {
+                store: Arc::clone(&registry),
+                kms: Arc::clone(&kms),
+                pool: pool.clone(),
+                watch: Arc::clone(&watch),
+                clock: clock.clone(),
+            },
+            crate::rotation::Options::from(&settings.rotation),
+        );
         let operations = Arc::new(Operations::new(
             pool.clone(),
-            Arc::clone(&store),
+            Arc::clone(&registry),
             watch,
             Arc::clone(&access),
             clock,
             Arc::new(AskTheKms(kms)),
         ));
-        let probe = Arc::new(StoreProbe(Arc::clone(&store)));
+        let probe = Arc::new(StoreProbe(store));
         let router =
             crate::http::router(Arc::clone(&operations), Arc::clone(&access), probe, settings.http.edge());
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
-        Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush }
+        Self { operations, access, store: registry, rotation, keyring, router, lifecycle, pool, usage_flush }
     }
 
     /// Starts the background tasks.
@@ -104,6 +118,7 @@ impl App {
         let (pool, tracker) = (self.pool.clone(), self.lifecycle.tracker.clone());
         let stop = self.lifecycle.hard.clone();
         self.lifecycle.tracker.spawn(pool.keep(self.usage_flush, tracker, stop));
+        self.lifecycle.tracker.spawn(self.rotation.clone().run(self.lifecycle.soft.clone()));
     }
 
     /// Ends the background tasks, flushes what is counted, wipes the keys and closes the registry.

@@ -16,7 +16,7 @@ use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::pool::{DekPool, PoolError};
 use crate::store::watch::ChangeWatch;
-use crate::store::{DekScope, Store, StoreError};
+use crate::store::{DekScope, Registry, StoreError};
 use crate::tenant::{Kek, KeyName, TenantId};
 
 pub use administer::{ApiKeyGrant, KeyChange, Page, TenantChange};
@@ -27,7 +27,7 @@ pub use rewrap::{RewrapMode, Rewrapped, Rewrapping};
 /// What the verbs need. Built once.
 pub struct Operations {
     pool: DekPool,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Registry>,
     watch: Arc<ChangeWatch>,
     access: Arc<Access>,
     audit: Audit,
@@ -46,7 +46,7 @@ impl Operations {
     /// The verbs over these parts.
     pub fn new(
         pool: DekPool,
-        store: Arc<dyn Store>,
+        store: Arc<dyn Registry>,
         watch: Arc<ChangeWatch>,
         access: Arc<Access>,
         clock: Clock,

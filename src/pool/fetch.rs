@@ -4,7 +4,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envelope::{DataKey, DataKeyId, EncryptionContext, WrappedDataKey, WrappedKeys};
+use envelope::{DataKey, DataKeyId, EncryptionContext, WRAPPED_KEYS_MAX, WrappedDataKey, WrappedKeys};
 
 use super::PoolError;
 use super::cache::Cache;
@@ -15,8 +15,8 @@ use crate::clock::{Clock, Timestamp};
 use crate::kms::{self, Kms, KmsError, Urgency, ring};
 use crate::store::watch::ChangeWatch;
 use crate::store::{
-    Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoredDek, TenantRecord,
-    WrappedRecord,
+    Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoreError, StoredDek,
+    TenantRecord, WrappedRecord,
 };
 use crate::tenant::{Kek, KekId, KeyName, TenantId};
 
@@ -65,21 +65,23 @@ impl Fetch {
     pub(super) async fn open(&self, wanted: &Wanted) -> Result<Arc<LiveDek>, PoolError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.directory.mark(&wanted.tenant).now();
-        let tenant = self.directory.tenant(&wanted.tenant).await?;
         match &wanted.brought {
             None => {
                 let stored = self.store.dek(wanted.id).await?;
                 // Another tenant's data key is as unknown as one that does not exist.
                 let stored = stored.filter(|stored| stored.dek.scope.tenant == wanted.tenant);
-                self.open_stored(
-                    &tenant,
-                    stored.ok_or(PoolError::UnknownDek)?,
-                    seen_mark,
-                    Urgency::Foreground,
-                )
-                .await
+                // That it is gone for good says more than that its tenant or key is switched off.
+                if stored.as_ref().is_some_and(|stored| stored.dek.state == DekState::Destroyed) {
+                    return Err(PoolError::Destroyed);
+                }
+                let tenant = self.directory.tenant(&wanted.tenant).await?;
+                let stored = stored.ok_or(PoolError::UnknownDek)?;
+                self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await
             }
-            Some(section) => self.open_brought(&tenant, wanted.id, section, seen_mark).await,
+            Some(section) => {
+                let tenant = self.directory.tenant(&wanted.tenant).await?;
+                self.open_brought(&tenant, wanted.id, section, seen_mark).await
+            }
         }
     }
 
@@ -129,8 +131,9 @@ impl Fetch {
             Some(live) => live.counts.has_room(bytes, &key.policy),
             None => Counts::from_registry(stored.dek.messages, stored.dek.bytes).has_room(bytes, &key.policy),
         };
-        let under_a_former_kek = stored.wrapped.iter().any(|form| tenant.ring.member(&form.kek).is_none());
-        counted && !under_a_former_kek && self.retires_at(&stored.dek, &key.policy) > self.clock.monotonic()
+        counted
+            && !is_stranded(tenant, stored)
+            && self.retires_at(&stored.dek, &key.policy) > self.clock.monotonic()
     }
 
     /// Ends `predecessor` and puts the data key that waits, or else a new one, in its place.
@@ -143,6 +146,7 @@ impl Fetch {
         seen_mark: u64,
     ) -> Result<Arc<LiveDek>, PoolError> {
         let now = self.clock.now();
+        self.pass_over_stranded(tenant, scope).await?;
         let live = match self.store.promote_next_dek(scope, predecessor, now).await? {
             Some(active) if active.dek.id != predecessor => {
                 self.open_stored(tenant, active, seen_mark, Urgency::Foreground).await?
@@ -154,6 +158,45 @@ impl Fetch {
             former.learn(facts);
         }
         Ok(live)
+    }
+
+    /// A data key that waits under a KEK that has left the ring is not to be used any more.
+    async fn pass_over_stranded(&self, tenant: &TenantRecord, scope: &DekScope) -> Result<(), PoolError> {
+        let waiting = self.store.next_dek(scope).await?;
+        let Some(waiting) = waiting.filter(|waiting| is_stranded(tenant, waiting)) else { return Ok(()) };
+        let retired =
+            self.store.set_dek_state(waiting.dek.id, DekState::Next, DekState::Retired, self.clock.now());
+        match retired.await {
+            // Somebody else was faster.
+            Ok(()) | Err(StoreError::Conflict(_)) => Ok(()),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Has a data key waiting for this scope, for whoever promotes it. Where the scope is in use here, its plaintext
+    /// is kept for that moment; otherwise it is forgotten at once, and no other data key has to make room.
+    pub(super) async fn prepare(&self, scope: &DekScope) -> Result<(), PoolError> {
+        if self.active.pin().contains_key(scope) {
+            return self.next(scope).await.map(drop);
+        }
+        let tenant = self.directory.tenant(&scope.tenant).await?;
+        self.directory.key(&scope.tenant, &scope.key).await?;
+        self.pass_over_stranded(&tenant, scope).await?;
+        if self.store.next_dek(scope).await?.is_none() {
+            let new = self.generate(&tenant, scope, DekState::Next, Urgency::Background).await?;
+            self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await?;
+        }
+        Ok(())
+    }
+
+    /// What the registry says now of a data key in memory.
+    pub(super) async fn refresh(&self, live: &LiveDek, tenant: &TenantRecord) -> Result<(), PoolError> {
+        let seen_mark = self.directory.mark(&tenant.id).now();
+        let key = self.directory.key(&tenant.id, &live.scope.key).await?;
+        if let Some(stored) = self.store.dek(live.id).await? {
+            live.learn(self.facts(tenant, &stored, &key.policy, seen_mark)?);
+        }
+        Ok(())
     }
 
     async fn make(
@@ -168,7 +211,7 @@ impl Fetch {
         // Durable before first use: a ciphertext under a data key that a crash forgets would be lost for ever.
         match self.store.activate_dek(predecessor, &new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
-                let live = self.live(&new.stored, &key.policy, seen_mark)?;
+                let live = self.live(tenant, &new.stored, &key.policy, seen_mark)?;
                 self.received(&live, new.key, new.by);
                 Ok(live)
             }
@@ -183,13 +226,14 @@ impl Fetch {
         let seen_mark = self.directory.mark(&scope.tenant).now();
         let tenant = self.directory.tenant(&scope.tenant).await?;
         let key = self.directory.key(&scope.tenant, &scope.key).await?;
+        self.pass_over_stranded(&tenant, scope).await?;
         if let Some(waiting) = self.store.next_dek(scope).await? {
             return self.open_stored(&tenant, waiting, seen_mark, Urgency::Background).await;
         }
         let new = self.generate(&tenant, scope, DekState::Next, Urgency::Background).await?;
         match self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
-                let live = self.live(&new.stored, &key.policy, seen_mark)?;
+                let live = self.live(&tenant, &new.stored, &key.policy, seen_mark)?;
                 self.received(&live, new.key, new.by);
                 Ok(live)
             }
@@ -250,10 +294,10 @@ impl Fetch {
         let key = self.directory.key(&tenant.id, &stored.dek.scope.key).await?;
         let live = match self.cache.find(&tenant.id, stored.dek.id) {
             Some(live) => {
-                live.learn(self.facts(&stored, &key.policy, seen_mark)?);
+                live.learn(self.facts(tenant, &stored, &key.policy, seen_mark)?);
                 live
             }
-            None => self.live(&stored, &key.policy, seen_mark)?,
+            None => self.live(tenant, &stored, &key.policy, seen_mark)?,
         };
         let section = live.facts().section.clone();
         if live.plaintext(self.clock.monotonic()).is_none() {
@@ -293,6 +337,7 @@ impl Fetch {
             policy,
             section: section.clone(),
             retires_at: Duration::ZERO,
+            stranded: false,
             seen_mark,
             registered: false,
         };
@@ -359,6 +404,7 @@ impl Fetch {
 
     fn live(
         &self,
+        tenant: &TenantRecord,
         stored: &StoredDek,
         policy: &KeyPolicy,
         seen_mark: u64,
@@ -366,16 +412,26 @@ impl Fetch {
         let dek = &stored.dek;
         let context = kms_context(&dek.scope, dek.id)?.canonical();
         let counts = Counts::from_registry(dek.messages, dek.bytes);
-        let facts = self.facts(stored, policy, seen_mark)?;
+        let facts = self.facts(tenant, stored, policy, seen_mark)?;
         let mark = self.directory.mark(&dek.scope.tenant);
         Ok(Arc::new(LiveDek::new(dek.id, dek.scope.clone(), &context, counts, facts, mark)))
     }
 
-    fn facts(&self, stored: &StoredDek, policy: &KeyPolicy, seen_mark: u64) -> Result<Facts, PoolError> {
+    fn facts(
+        &self,
+        tenant: &TenantRecord,
+        stored: &StoredDek,
+        policy: &KeyPolicy,
+        seen_mark: u64,
+    ) -> Result<Facts, PoolError> {
         let context = kms_context(&stored.dek.scope, stored.dek.id)?;
-        let forms: Vec<_> = stored
-            .wrapped
-            .iter()
+        // In one order, so that the same forms make the same section. While a ring changes there can be more forms
+        // than an envelope has room for: the ring's own come first.
+        let mut forms: Vec<&WrappedRecord> = stored.wrapped.iter().collect();
+        forms.sort_by_key(|form| (tenant.ring.member(&form.kek).is_none(), &form.kek));
+        let forms: Vec<_> = forms
+            .into_iter()
+            .take(WRAPPED_KEYS_MAX)
             .map(|form| WrappedDataKey { kek: form.kek.to_string(), blob: form.blob.clone() })
             .collect();
         let section = WrappedKeys::new(&context, &forms)
@@ -386,6 +442,7 @@ impl Fetch {
             policy: *policy,
             section,
             retires_at,
+            stranded: is_stranded(tenant, stored),
             seen_mark,
             registered: true,
         })
@@ -402,6 +459,11 @@ struct Made {
     stored: StoredDek,
     key: DataKey,
     by: KekId,
+}
+
+/// Whether a data key is wrapped under a KEK that has left the ring.
+fn is_stranded(tenant: &TenantRecord, stored: &StoredDek) -> bool {
+    stored.wrapped.iter().any(|form| !tenant.ring.serves(&form.kek))
 }
 
 /// The KEKs whose wrapped forms are believed: the tenant's ring, then what was in it before.

@@ -49,6 +49,8 @@ pub(super) struct Facts {
     pub(super) section: WrappedKeys,
     /// When its age reaches the policy's limit; monotonic. Never, where it is not active.
     pub(super) retires_at: Duration,
+    /// Whether it is wrapped under a KEK that has left the tenant's ring: it seals nothing new.
+    pub(super) stranded: bool,
     /// The mark at which all this was read.
     pub(super) seen_mark: u64,
     /// Whether the registry knows it at all: an embedded envelope can bring a data key that was lost there.
@@ -99,6 +101,11 @@ impl LiveDek {
         }
         let key = self.plaintext(now)?;
         Some((key, facts))
+    }
+
+    /// Whether what is known of it is up to date.
+    pub(super) fn is_current(&self) -> bool {
+        self.facts.load().seen_mark == self.mark.now()
     }
 
     /// The key, if the KMS's word for it still counts.

@@ -162,8 +162,7 @@ fn follow(
 
 /// Whether a data key is wrapped under a KEK that has left the ring (and is no replica of a member).
 fn is_stranded(tenant: &TenantRecord, stored: &StoredDek) -> bool {
-    let members = tenant.ring.members();
-    stored.wrapped.iter().any(|form| !members.iter().any(|member| member.id.same_material(&form.kek)))
+    stored.wrapped.iter().any(|form| !tenant.ring.serves(&form.kek))
 }
 
 /// Whether it has sealed something lately. An idle key's data key stays where it is, however old: the pool never

@@ -62,6 +62,12 @@ impl App {
     /// Opens what the settings name and puts it together.
     pub async fn open(settings: &Settings, variables: &Variables, dev: bool) -> anyhow::Result<Self> {
         let clock = Clock::system();
+        let mut settings = settings.clone();
+        if dev {
+            // Who tries shredding out does not wait an hour for it.
+            settings.shredding.waiting_secs_min = 0;
+        }
+        let settings = &settings;
         make_data_dir(&settings.data_dir)?;
         let pepper = pepper(settings, variables)?;
         let store: Arc<dyn Registry> = Arc::new(open_store(settings).await?);
@@ -98,14 +104,15 @@ impl App {
             },
             crate::rotation::Options::from(&settings.rotation),
         );
-        let operations = Arc::new(Operations::new(
+        let operations = Operations::new(
             pool.clone(),
             Arc::clone(&registry),
             watch,
             Arc::clone(&access),
             clock,
             Arc::new(AskTheKms(kms)),
-        ));
+        );
+        let operations = Arc::new(operations.with_shredding((&settings.shredding).into()));
         let probe = Arc::new(StoreProbe(store));
         let router =
             crate::http::router(Arc::clone(&operations), Arc::clone(&access), probe, settings.http.edge());

@@ -34,6 +34,8 @@ pub struct Settings {
     pub registry: RegistrySettings,
     /// Rotation.
     pub rotation: RotationSettings,
+    /// Shredding.
+    pub shredding: ShreddingSettings,
     /// The embedded key ring.
     pub keyring: KeyringSettings,
     /// Credentials.
@@ -53,6 +55,7 @@ impl Default for Settings {
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
             rotation: RotationSettings::default(),
+            shredding: ShreddingSettings::default(),
             keyring: KeyringSettings::default(),
             access: AccessSettings::default(),
             log: LogSettings::default(),
@@ -138,6 +141,18 @@ settings! {
         page_deks: u32,
         /// The longest wait before a tenant that failed is tried again.
         backoff_secs_max: u64,
+    }
+}
+
+settings! {
+    /// The waiting period's limits: see [`crate::operations::ShredOptions`].
+    ShreddingSettings from crate::operations::ShredOptions {
+        /// How long it is where nothing is said.
+        waiting_secs: u64,
+        /// The shortest that may be asked for: an hour or more.
+        waiting_secs_min: u64,
+        /// The longest.
+        waiting_secs_max: u64,
     }
 }
 
@@ -334,6 +349,9 @@ impl Settings {
         at_least("rotation.deks_per_turn_max", self.rotation.deks_per_turn_max as u64, 1)?;
         at_least("rotation.page_deks", self.rotation.page_deks.into(), 1)?;
         at_least("rotation.backoff_secs_max", self.rotation.backoff_secs_max, 1)?;
+        at_least("shredding.waiting_secs_min", self.shredding.waiting_secs_min, 3_600)?;
+        at_least("shredding.waiting_secs", self.shredding.waiting_secs, self.shredding.waiting_secs_min)?;
+        at_least("shredding.waiting_secs_max", self.shredding.waiting_secs_max, self.shredding.waiting_secs)?;
         at_least("http.body_bytes_max", self.http.body_bytes_max as u64, 1_024)?;
         at_least("http.admin_body_bytes_max", self.http.admin_body_bytes_max as u64, 1_024)?;
         at_least("http.head_bytes_max", self.http.head_bytes_max as u64, 8_192)?;

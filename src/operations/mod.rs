@@ -5,7 +5,10 @@
 mod administer;
 mod decrypt;
 mod encrypt;
+mod jobs;
 mod rewrap;
+mod rotate;
+mod shred;
 
 use std::sync::Arc;
 
@@ -23,6 +26,8 @@ pub use administer::{ApiKeyGrant, KeyChange, Page, TenantChange};
 pub use decrypt::{Decrypted, Decryption};
 pub use encrypt::{Encrypted, Encryption, Plaintext};
 pub use rewrap::{RewrapMode, Rewrapped, Rewrapping};
+pub use rotate::Rotated;
+pub use shred::{BeyondReach, ShredOptions, Shredding};
 
 /// What the verbs need. Built once.
 pub struct Operations {
@@ -33,6 +38,7 @@ pub struct Operations {
     audit: Audit,
     clock: Clock,
     keks: Arc<dyn KekCheck>,
+    shredding: ShredOptions,
 }
 
 /// Whether this service can use a master key: asked before a tenant's ring takes it.
@@ -53,7 +59,13 @@ impl Operations {
         keks: Arc<dyn KekCheck>,
     ) -> Self {
         let audit = Audit::new(clock.clone());
-        Self { pool, store, watch, access, audit, clock, keks }
+        let shredding = ShredOptions::default();
+        Self { pool, store, watch, access, audit, clock, keks, shredding }
+    }
+
+    /// The same with other limits for the waiting period of shredding.
+    pub fn with_shredding(self, shredding: ShredOptions) -> Self {
+        Self { shredding, ..self }
     }
 
     /// The pool of data keys.
@@ -151,4 +163,12 @@ fn new_salt() -> Result<Salt, OperationError> {
     getrandom::fill(&mut salt)
         .map_err(|_| OperationError::Internal("the operating system gives no randomness"))?;
     Ok(salt)
+}
+
+/// What makes an id unique among those of the same millisecond.
+fn random() -> Result<[u8; 10], OperationError> {
+    let mut random = [0; 10];
+    getrandom::fill(&mut random)
+        .map_err(|_| OperationError::Internal("the operating system gives no randomness"))?;
+    Ok(random)
 }

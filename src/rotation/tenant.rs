@@ -167,6 +167,7 @@ impl Work<'_> {
             };
             if let Err(error) = applied {
                 failed = true;
+                self.blocked.extend(step.dek());
                 self.failed(error);
             }
         }

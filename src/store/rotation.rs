@@ -106,6 +106,9 @@ pub trait RotationStore: Send + Sync {
     /// Opens a job; where one of the same kind, tenant and target is open, that one is returned and nothing written.
     async fn open_job(&self, job: &JobRecord) -> Result<JobRecord, StoreError>;
 
+    /// Ends a job that is not to be worked on any more. Nothing happens where it has ended.
+    async fn close_job(&self, job: &JobRecord) -> Result<(), StoreError>;
+
     /// A job.
     async fn job(&self, id: &str) -> Result<Option<JobRecord>, StoreError>;
 

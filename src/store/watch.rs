@@ -84,6 +84,11 @@ impl ChangeWatch {
         if self.is_current(self.clock.monotonic()) { Ok(()) } else { self.poll().await }
     }
 
+    /// Wakes whoever waits for [`ChangeWatch::moved`].
+    pub fn wake(&self) {
+        self.moved.notify_one();
+    }
+
     /// Waits until a poll finds that something has changed. For one who waits.
     pub async fn moved(&self) {
         self.moved.notified().await;

@@ -262,6 +262,12 @@ impl RotationStore for SqliteStore {
         Ok(job.clone())
     }
 
+    async fn close_job(&self, job: &JobRecord) -> Result<(), StoreError> {
+        let mut change = self.change().await?;
+        update_job(&mut change, job).await?;
+        change.commit().await.map_err(failure::of)
+    }
+
     async fn job(&self, id: &str) -> Result<Option<JobRecord>, StoreError> {
         let found =
             sqlx::query(sql::JOB).bind(id).fetch_optional(&self.readers).await.map_err(failure::of)?;

@@ -13,7 +13,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::{AuthenticationError, Principal};
+use super::{Attributes, AuthenticationError, Principal};
 use crate::clock::{Clock, Timestamp};
 use crate::store::watch::{ChangeWatch, Mark};
 use crate::store::{ApiKeyRecord, Store};
@@ -105,6 +105,12 @@ pub struct NewApiKey {
     pub token: Zeroizing<String>,
 }
 
+/// Whether `text` has the form of an API key's id. A whole token has not: it is easily pasted where an id belongs, and
+/// must then not be quoted in an answer or a log.
+pub fn is_api_key_id(text: &str) -> bool {
+    text.len() == ID_CHARS && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
 struct Token<'a> {
     id: &'a str,
     secret: Zeroizing<[u8; SECRET_BYTES]>,
@@ -156,20 +162,20 @@ impl ApiKeys {
 
     pub(super) async fn authenticate(&self, bearer: &str) -> Result<Arc<Principal>, AuthenticationError> {
         let token = Token::parse(bearer).ok_or(AuthenticationError::Malformed)?;
-        let known = match self.from_memory(token.id) {
+        let known = match self.remembered(token.id) {
             Some(known) => known,
-            None => self.from_store(token.id).await?,
+            None => self.looked_up(token.id).await?,
         };
         self.check(&known, &token)
     }
 
-    fn from_memory(&self, id: &str) -> Option<Arc<Known>> {
+    fn remembered(&self, id: &str) -> Option<Arc<Known>> {
         let known = self.known.pin().get(id).cloned()?;
         let current = known.seen_mark == self.mark.now() && self.watch.is_current(self.clock.monotonic());
         current.then_some(known)
     }
 
-    async fn from_store(&self, id: &str) -> Result<Arc<Known>, AuthenticationError> {
+    async fn looked_up(&self, id: &str) -> Result<Arc<Known>, AuthenticationError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.mark.now();
         let unknown = AuthenticationError::Refused("no such API key");
@@ -186,7 +192,12 @@ impl ApiKeys {
             secret_hash: record.secret_hash,
             expires_at: record.expires_at,
             revoked: record.revoked_at.is_some(),
-            principal: Arc::new(Principal { id: principal_id, tenants: record.tenants, verbs: record.verbs }),
+            principal: Arc::new(Principal {
+                id: principal_id,
+                tenants: record.tenants,
+                verbs: record.verbs,
+                attributes: Attributes::api_key(),
+            }),
             seen_mark,
         });
         self.known.pin().insert(id.to_owned(), Arc::clone(&known));

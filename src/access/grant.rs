@@ -1,15 +1,16 @@
 //! What an authenticated caller may do. One place decides, and [`Permit`] is its only product.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use super::{Forbidden, Principal};
+use super::{Circumstances, Forbidden, Principal, ServiceContext};
 use crate::tenant::{PrincipalId, TenantId, Verb};
 
 /// Leave to do one kind of thing for one tenant. It cannot be made outside this room.
 pub struct Permit<V> {
     principal: Arc<Principal>,
     tenant: TenantId,
+    circumstances: Option<Arc<Circumstances>>,
     verb: PhantomData<V>,
 }
 
@@ -53,17 +54,56 @@ impl<V> Permit<V> {
     pub fn principal(&self) -> &PrincipalId {
         self.principal.id()
     }
+
+    /// How he authenticated.
+    pub fn method(&self) -> &'static str {
+        self.principal.attributes().method
+    }
+
+    /// This leave, for a call under these circumstances.
+    pub fn under(mut self, circumstances: Option<Arc<Circumstances>>) -> Self {
+        self.circumstances = circumstances;
+        self
+    }
+
+    /// The circumstances of the call, where the edge has established any.
+    pub fn circumstances(&self) -> Option<&Arc<Circumstances>> {
+        self.circumstances.as_ref()
+    }
+
+    /// What the configuration adds to the encryption context of the call.
+    pub fn service_context(&self) -> &ServiceContext {
+        static NONE: LazyLock<ServiceContext> = LazyLock::new(ServiceContext::default);
+        self.circumstances.as_ref().map_or_else(|| &*NONE, |circumstances| &circumstances.context)
+    }
 }
 
 /// Leave to administer the service: it names no tenant, and is no leave to use anybody's keys.
 pub struct Operate {
     principal: Arc<Principal>,
+    circumstances: Option<Arc<Circumstances>>,
 }
 
 impl Operate {
     /// Who was given leave.
     pub fn principal(&self) -> &PrincipalId {
         self.principal.id()
+    }
+
+    /// How he authenticated.
+    pub fn method(&self) -> &'static str {
+        self.principal.attributes().method
+    }
+
+    /// This leave, for a call under these circumstances.
+    pub fn under(mut self, circumstances: Option<Arc<Circumstances>>) -> Self {
+        self.circumstances = circumstances;
+        self
+    }
+
+    /// The circumstances of the call, where the edge has established any.
+    pub fn circumstances(&self) -> Option<&Arc<Circumstances>> {
+        self.circumstances.as_ref()
     }
 }
 
@@ -82,14 +122,24 @@ impl Principal {
             (None, []) => return Err(Forbidden::NoTenant),
             (None, _) => return Err(Forbidden::TenantNotNamed),
         };
-        Ok(Permit { principal: Arc::clone(self), tenant: tenant.clone(), verb: PhantomData })
+        Ok(Permit {
+            principal: Arc::clone(self),
+            tenant: tenant.clone(),
+            circumstances: None,
+            verb: PhantomData,
+        })
     }
 
     /// Leave to administer this tenant: for who holds it with the verb `admin`, and for who operates the service.
     pub fn permit_admin(self: &Arc<Self>, tenant: &TenantId) -> Result<Permit<AdminOf>, Forbidden> {
         let holds = self.may(Verb::Admin) && self.tenants.contains(tenant);
         if holds || self.may(Verb::Operate) {
-            return Ok(Permit { principal: Arc::clone(self), tenant: tenant.clone(), verb: PhantomData });
+            return Ok(Permit {
+                principal: Arc::clone(self),
+                tenant: tenant.clone(),
+                circumstances: None,
+                verb: PhantomData,
+            });
         }
         Err(if self.may(Verb::Admin) { Forbidden::Tenant } else { Forbidden::Verb(Verb::Admin) })
     }
@@ -97,7 +147,7 @@ impl Principal {
     /// Leave to administer the service.
     pub fn permit_operate(self: &Arc<Self>) -> Result<Operate, Forbidden> {
         if self.may(Verb::Operate) {
-            Ok(Operate { principal: Arc::clone(self) })
+            Ok(Operate { principal: Arc::clone(self), circumstances: None })
         } else {
             Err(Forbidden::Verb(Verb::Operate))
         }
@@ -129,6 +179,7 @@ mod tests {
             id: "api-key:test".parse().unwrap(),
             tenants: tenants.iter().map(|tenant| tenant.parse().unwrap()).collect(),
             verbs: verbs.to_vec(),
+            attributes: crate::access::Attributes::api_key(),
         })
     }
 

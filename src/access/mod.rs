@@ -4,6 +4,8 @@
 //! tenant from the permit, so that a call across tenants cannot be written.
 
 pub mod api_key;
+mod attributes;
+mod circumstances;
 mod grant;
 
 use std::sync::Arc;
@@ -13,7 +15,9 @@ use crate::store::watch::ChangeWatch;
 use crate::store::{Store, StoreError};
 use crate::tenant::{PrincipalId, TenantId, Verb};
 
-pub use api_key::{NewApiKey, Pepper};
+pub use api_key::{NewApiKey, Pepper, is_api_key_id};
+pub use attributes::Attributes;
+pub use circumstances::{Circumstances, ServiceContext};
 pub use grant::{AdminOf, Decrypt, Encrypt, Operate, Permit, PermitVerb, Rewrap};
 
 /// An authenticated caller and what it holds.
@@ -22,12 +26,18 @@ pub struct Principal {
     id: PrincipalId,
     tenants: Vec<TenantId>,
     verbs: Vec<Verb>,
+    attributes: Attributes,
 }
 
 impl Principal {
     /// Who: `api-key:ID` for an API key.
     pub fn id(&self) -> &PrincipalId {
         &self.id
+    }
+
+    /// What the credential says beside.
+    pub fn attributes(&self) -> &Attributes {
+        &self.attributes
     }
 
     /// The tenants that it holds.
@@ -45,7 +55,8 @@ impl Principal {
     pub fn local_operator() -> Arc<Self> {
         #[expect(clippy::expect_used, reason = "a constant that parses")]
         let id = "cli:local-operator".parse().expect("a valid principal");
-        Arc::new(Self { id, tenants: vec![], verbs: vec![Verb::Admin, Verb::Operate] })
+        let attributes = Attributes { method: "cli", ..Attributes::default() };
+        Arc::new(Self { id, tenants: vec![], verbs: vec![Verb::Admin, Verb::Operate], attributes })
     }
 
     fn may(&self, verb: Verb) -> bool {

@@ -3,6 +3,7 @@
 //! In order of precedence: flags, the environment (`KEYFOLD_HTTP__BODY_BYTES_MAX=...`), the configuration file, the
 //! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
 
+mod aws;
 mod secrets;
 
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
+pub use aws::AwsSettings;
 pub use secrets::{SecretError, Secrets, write_new_secret};
 
 /// Everything that can be configured.
@@ -28,6 +30,8 @@ pub struct Settings {
     pub shutdown_secs_max: u64,
     /// The edge.
     pub http: HttpSettings,
+    /// What of a request goes into its encryption context: the `[[context]]` entries. Default none.
+    pub context: crate::http::ContextRules,
     /// The data keys in memory.
     pub pool: PoolSettings,
     /// The registry.
@@ -38,6 +42,8 @@ pub struct Settings {
     pub shredding: ShreddingSettings,
     /// The embedded key ring.
     pub keyring: KeyringSettings,
+    /// AWS KMS.
+    pub aws: AwsSettings,
     /// Credentials.
     pub access: AccessSettings,
     /// The log.
@@ -52,11 +58,13 @@ impl Default for Settings {
             plaintext_http: PlaintextHttp::default(),
             shutdown_secs_max: 30,
             http: HttpSettings::default(),
+            context: crate::http::ContextRules::default(),
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
             rotation: RotationSettings::default(),
             shredding: ShreddingSettings::default(),
             keyring: KeyringSettings::default(),
+            aws: AwsSettings::default(),
             access: AccessSettings::default(),
             log: LogSettings::default(),
         }
@@ -105,6 +113,8 @@ settings! {
         deks_max: u64,
         /// How many data keys of one tenant are kept in memory.
         tenant_deks_max: usize,
+        /// For how many values of its key-bound context a tenant has active data keys.
+        tenant_bound_scopes_max: u64,
         /// How long a plaintext data key lives after the KMS last vouched for it.
         dek_plaintext_secs_max: u64,
         /// How long after that it is used while the KMS cannot be reached.
@@ -196,8 +206,10 @@ impl Default for HttpSettings {
 
 impl HttpSettings {
     /// The edge's options.
-    pub fn edge(&self) -> crate::http::Options {
+    fn edge(&self, context: crate::http::ContextRules) -> crate::http::Options {
         crate::http::Options {
+            context,
+            origin_wanted: false,
             plaintext_bytes_max: self.plaintext_bytes_max,
             body_bytes_max: self.body_bytes_max,
             admin_body_bytes_max: self.admin_body_bytes_max,
@@ -329,6 +341,7 @@ impl Settings {
 
     /// What single values cannot tell.
     fn check(&self) -> Result<(), ConfigError> {
+        self.aws.check()?;
         let at_least = |name: &str, value: u64, min: u64| {
             if value >= min {
                 Ok(())
@@ -359,6 +372,11 @@ impl Settings {
         at_least("http.request_secs_max", self.http.request_secs_max, 1)?;
         at_least("http.in_flight_max", self.http.in_flight_max as u64, 1)?;
         at_least("http.streams_max", u64::from(self.http.streams_max), 1)
+    }
+
+    /// The edge's options.
+    pub fn edge(&self) -> crate::http::Options {
+        self.http.edge(self.context.clone())
     }
 
     /// The registry's file.

@@ -24,6 +24,8 @@ pub enum Code {
     ReservedContext,
     /// No credential, or not a valid one.
     Unauthenticated,
+    /// The tenant's key-bound context has as many values as are allowed.
+    ContextLimit,
     /// The credential is not granted this.
     Forbidden,
     /// The owner of the master key has cut it off.
@@ -62,6 +64,7 @@ pub enum Code {
 struct Meaning(&'static str, StatusCode, &'static str, bool, &'static str);
 
 impl Code {
+    #[expect(clippy::too_many_lines, reason = "a table: one row a code")]
     fn meaning(self) -> Meaning {
         use StatusCode as S;
         match self {
@@ -92,6 +95,14 @@ impl Code {
                 "A valid credential is needed",
                 false,
                 "send a valid API key as Authorization: Bearer kf_...",
+            ),
+            Self::ContextLimit => Meaning(
+                "context_limit",
+                S::FORBIDDEN,
+                "The key-bound context has too many values",
+                false,
+                "this tenant has data keys for 100 values of its key-bound context already, which is the limit \
+                 (pool.tenant_bound_scopes_max): bind what has many values to the message instead",
             ),
             Self::Forbidden => Meaning(
                 "forbidden",
@@ -252,7 +263,7 @@ impl Problem {
     }
 
     /// One whose details are the operator's business only; the caller reads the code's general explanation.
-    pub fn internal(code: Code, internal: impl ToString) -> Self {
+    pub fn internal(code: Code, internal: &(impl ToString + ?Sized)) -> Self {
         Self { code, detail: code.example().into(), internal: Some(internal.to_string()) }
     }
 
@@ -333,8 +344,8 @@ impl From<Forbidden> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) => Self::internal(Code::StoreUnavailable, error),
-            other => Self::internal(Code::InternalError, other),
+            StoreError::Unavailable(_) => Self::internal(Code::StoreUnavailable, &error),
+            other => Self::internal(Code::InternalError, &other),
         }
     }
 }
@@ -342,9 +353,9 @@ impl From<StoreError> for Problem {
 impl From<KmsError> for Problem {
     fn from(error: KmsError) -> Self {
         match error {
-            KmsError::Outage { .. } => Self::internal(Code::KmsUnavailable, error),
-            KmsError::Denied { .. } => Self::internal(Code::KekDenied, error),
-            KmsError::Damaged { .. } => Self::internal(Code::ContextMismatch, error),
+            KmsError::Outage { .. } => Self::internal(Code::KmsUnavailable, &error),
+            KmsError::Denied { .. } => Self::internal(Code::KekDenied, &error),
+            KmsError::Damaged { .. } => Self::internal(Code::ContextMismatch, &error),
         }
     }
 }
@@ -362,10 +373,11 @@ impl From<PoolError> for Problem {
             }
             PoolError::Revoked => Self::new(Code::KeyRevoked, Code::KeyRevoked.example()),
             PoolError::Destroyed => Self::new(Code::KeyDestroyed, Code::KeyDestroyed.example()),
-            PoolError::Disbelieved(_) => Self::internal(Code::ContextMismatch, error),
+            PoolError::Disbelieved(_) => Self::internal(Code::ContextMismatch, &error),
             PoolError::TooLargeForKey(_) => Self::new(Code::TooLarge, error.to_string()),
-            PoolError::Busy => Self::internal(Code::Overloaded, error),
-            PoolError::Internal(_) => Self::internal(Code::InternalError, error),
+            PoolError::TooManyBoundScopes(_) => Self::new(Code::ContextLimit, error.to_string()),
+            PoolError::Busy => Self::internal(Code::Overloaded, &error),
+            PoolError::Internal(_) => Self::internal(Code::InternalError, &error),
         }
     }
 }
@@ -378,7 +390,7 @@ impl From<OperationError> for Problem {
             OperationError::Store(error) => return error.into(),
             OperationError::Internal(detail) => return Self::internal(Code::InternalError, detail),
             OperationError::Invalid(_) | OperationError::Context(_) => Code::MalformedRequest,
-            OperationError::ReservedContext(_) => Code::ReservedContext,
+            OperationError::ReservedContext(_) | OperationError::ServiceContext(_) => Code::ReservedContext,
             OperationError::Malformed(_) => Code::MalformedEnvelope,
             OperationError::ContextMismatch => Code::ContextMismatch,
             OperationError::Damaged => Code::CiphertextDamaged,

@@ -72,5 +72,5 @@ pub async fn serve(
         .max_header_list_size(u32::try_from(options.head_bytes_max).unwrap_or(u32::MAX))
         .keep_alive_interval(head_time)
         .keep_alive_timeout(head_time);
-    server.serve(router.into_make_service()).await
+    server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
 }

@@ -72,11 +72,12 @@ impl Operations {
 
     async fn renew(&self, permit: &Permit<Rewrap>, request: Rewrapping) -> Result<Rewrapped, OperationError> {
         let head = inspect(&request.envelope)?;
-        let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
+        let service = permit.service_context();
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
         if request.mode == RewrapMode::WrappedKey {
             return replace_section(request.envelope, &head, &opening, request.weight);
         }
-        let context = message_context(request.context, permit.tenant(), &opening.scope.key)?;
+        let context = message_context(request.context, service, permit.tenant(), &opening.scope.key)?;
         if !matches_commitment(&opening.key, &context, &head) {
             return Err(OperationError::ContextMismatch);
         }

@@ -49,8 +49,6 @@ pub(super) struct Facts {
     pub(super) section: WrappedKeys,
     /// When its age reaches the policy's limit; monotonic. Never, where it is not active.
     pub(super) retires_at: Duration,
-    /// Whether it is wrapped under a KEK that has left the tenant's ring: it seals nothing new.
-    pub(super) stranded: bool,
     /// The mark at which all this was read.
     pub(super) seen_mark: u64,
     /// Whether the registry knows it at all: an embedded envelope can bring a data key that was lost there.

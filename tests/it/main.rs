@@ -16,6 +16,7 @@ mod layering;
 mod pool;
 mod probes;
 mod readme;
+mod rotation;
 mod service;
 mod store_contract;
 mod store_model;

@@ -39,17 +39,24 @@ const ROOMS: &[Room] = &[
             "pool::PoolError",
             "store::ApiKeyRecord",
             "store::EnvelopeWeight",
+            "store::JobRecord",
             "store::KeyPolicy",
             "store::KeyRecord",
+            "store::ShredRecord",
             "store::Status",
             "store::StoreError",
+            "store::StoredDek",
+            "store::Target",
             "store::TenantRecord",
         ],
     ),
     // Assembly.
     Room("telemetry", &[]),
     Room("lifecycle", &[]),
-    Room("config", &["access", "audit", "http", "kms", "pool", "rotation", "store", "telemetry", "tenant"]),
+    Room(
+        "config",
+        &["access", "audit", "http", "kms", "operations", "pool", "rotation", "store", "telemetry", "tenant"],
+    ),
     Room(
         "app",
         &[

@@ -24,6 +24,7 @@ mod pool;
 mod probes;
 mod program;
 mod readme;
+mod rotation;
 mod service;
 mod shutdown;
 mod store_contract;

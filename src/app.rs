@@ -1,5 +1,7 @@
 //! Assembly: builds everything once, and is the only place that knows all rooms.
 
+mod doctor;
+mod hardening;
 mod readiness;
 
 use std::path::Path;
@@ -12,6 +14,8 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
+pub use self::doctor::{Check, Finding, Trouble};
+pub use self::hardening::{Locking, harden};
 use self::readiness::ServiceProbe;
 use crate::access::{Access, Pepper};
 use crate::clock::Clock;
@@ -46,6 +50,7 @@ pub struct App {
     pub open_transfers: Arc<AtomicUsize>,
     /// The tasks, and how they stop.
     pub lifecycle: Lifecycle,
+    kms: Arc<dyn Kms>,
     pool: DekPool,
     usage_flush: Duration,
 }
@@ -109,7 +114,7 @@ impl App {
             Arc::clone(&watch),
             Arc::clone(&access),
             clock.clone(),
-            Arc::new(AskTheKms(kms)),
+            Arc::new(AskTheKms(Arc::clone(&kms))),
         ));
         let probe = Arc::new(ServiceProbe {
             store: Arc::clone(&store),
@@ -129,7 +134,7 @@ impl App {
         );
         let (router, open_transfers) = (edge.router, edge.open_transfers);
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
-        Self { operations, access, store, keyring, router, open_transfers, lifecycle, pool, usage_flush }
+        Self { operations, access, store, keyring, router, open_transfers, lifecycle, kms, pool, usage_flush }
     }
 
     /// Starts the background tasks.

@@ -11,6 +11,7 @@ mod fetch;
 mod flights;
 mod keeper;
 mod live;
+mod pages;
 mod turns;
 mod usage;
 
@@ -389,6 +390,11 @@ impl DekPool {
             live.touched_ms.store(now_ms, Ordering::Relaxed);
             self.fetch.cache.find(&live.scope.tenant, live.id);
         }
+    }
+
+    /// Keeps the pages of data keys that come into memory from now on out of the swap, in the whole process.
+    pub fn lock_pages(&self) {
+        pages::start();
     }
 
     /// How many plaintext data keys are in memory.

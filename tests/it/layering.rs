@@ -103,6 +103,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("aws_sdk_sts", &["kms"]),
     Guarded("aws_smithy_http_client", &["kms"]),
     Guarded("regex", &["access", "config", "http"]),
+    Guarded("region", &["pool"]),
     Guarded("rustix", &["kms", "app"]),
     Guarded("sqlx", &["store"]),
     Guarded("moka", &["access", "pool"]),

@@ -3,6 +3,7 @@
 mod api_key;
 mod check_config;
 mod dev;
+mod doctor;
 mod inspect;
 mod keyring;
 mod openapi;
@@ -53,6 +54,8 @@ enum Command {
     /// Manage API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
+    /// Try out the master keys with the credentials at hand, and say what is missing.
+    Doctor(doctor::DoctorArgs),
     /// Explain the head of an envelope. Needs no key.
     Inspect(inspect::InspectArgs),
     /// Print the OpenAPI document.
@@ -95,6 +98,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Keyring(command) => block_on(keyring::run(&common.settings(variables)?, command, variables)),
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
+        Command::Doctor(args) => block_on(doctor::run(&common.settings(variables)?, args, variables)),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),

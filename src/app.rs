@@ -1,17 +1,21 @@
 //! Assembly: builds everything once, and is the only place that knows all rooms.
 
+mod readiness;
+
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use secrecy::SecretString;
+use tokio::sync::Mutex;
 
+use self::readiness::ServiceProbe;
 use crate::access::{Access, Pepper};
 use crate::clock::Clock;
 use crate::config::{Secrets, Settings, Variables};
-use crate::http::{Probe, Readiness, ReadinessStatus};
 use crate::kms::aws::AwsKms;
 use crate::kms::guarded::GuardedKms;
 use crate::kms::local::{KeyRingError, LocalKeyRing, Protection};
@@ -41,6 +45,8 @@ pub struct App {
     pub keyring: Option<LocalKeyRing>,
     /// Everything behind the edge.
     pub router: axum::Router,
+    /// How many bodies are being streamed now.
+    pub open_transfers: Arc<AtomicUsize>,
     /// The tasks, and how they stop.
     pub lifecycle: Lifecycle,
     pool: DekPool,
@@ -90,21 +96,21 @@ impl App {
 
     /// Puts the parts together.
     pub fn assemble(settings: &Settings, parts: Parts) -> Self {
-        let Parts { clock, store: registry, kms, guard: _guard, keyring, pepper } = parts;
+        let Parts { clock, store: registry, kms, guard, keyring, pepper } = parts;
         let store: Arc<dyn Store> = Arc::clone(&registry) as Arc<dyn Registry>;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
         let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
         let pool_options = crate::pool::Options::from(&settings.pool);
-        let tracker = lifecycle.tracker.clone();
-        let rings = KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), tracker.clone());
+        let rings =
+            KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), lifecycle.tracker.clone());
         let pool = DekPool::new(
             rings,
             Arc::clone(&store),
             Arc::clone(&watch),
             clock.clone(),
             &pool_options,
-            &tracker,
+            &lifecycle.tracker,
         );
         let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
         let rotation = Reconciler::new(
@@ -120,16 +126,42 @@ impl App {
         let operations = Operations::new(
             pool.clone(),
             Arc::clone(&registry),
-            watch,
+            Arc::clone(&watch),
             Arc::clone(&access),
-            clock,
+            clock.clone(),
             Arc::new(AskTheKms(kms)),
         );
         let operations = Arc::new(operations.with_shredding((&settings.shredding).into()));
-        let probe = Arc::new(StoreProbe(store));
-        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.edge());
+        let probe = Arc::new(ServiceProbe {
+            store: Arc::clone(&store),
+            watch,
+            pool: pool.clone(),
+            guard,
+            embedded: keyring.is_some(),
+            clock,
+            last: Mutex::default(),
+        });
+        let edge = crate::http::router(
+            Arc::clone(&operations),
+            &access,
+            probe,
+            &settings.edge(),
+            lifecycle.tracker.clone(),
+        );
+        let (router, open_transfers) = (edge.router, edge.open_transfers);
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
-        Self { operations, access, store: registry, rotation, keyring, router, lifecycle, pool, usage_flush }
+        Self {
+            operations,
+            access,
+            store: registry,
+            rotation,
+            keyring,
+            router,
+            open_transfers,
+            lifecycle,
+            pool,
+            usage_flush,
+        }
     }
 
     /// Starts the background tasks.
@@ -230,23 +262,6 @@ impl KekCheck for AskTheKms {
                 Err(OperationError::Invalid(format!("the KEK {} cannot be used: {detail}", kek.id)))
             }
             Err(other) => Err(PoolError::from(other).into()),
-        }
-    }
-}
-
-/// Ready is who reaches his registry.
-struct StoreProbe(Arc<dyn Store>);
-
-#[async_trait]
-impl Probe for StoreProbe {
-    async fn readiness(&self) -> Readiness {
-        match self.0.ping().await {
-            Ok(()) => Readiness { status: ReadinessStatus::Ready, reasons: vec![] },
-            // What is hot is served on from memory.
-            Err(_) => Readiness {
-                status: ReadinessStatus::Degraded,
-                reasons: vec!["the registry does not answer".to_owned()],
-            },
         }
     }
 }

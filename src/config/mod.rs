@@ -123,6 +123,10 @@ settings! {
         dek_idle_secs_max: u64,
         /// How long an error is remembered.
         error_memory_ms: u64,
+        /// How many data keys of one tenant are fetched from the KMS at the same time.
+        tenant_kms_calls_max: usize,
+        /// How long a request waits for its turn among them.
+        tenant_kms_wait_ms_max: u64,
         /// How often usage counts are written.
         usage_flush_secs: u64,
     }
@@ -180,6 +184,20 @@ pub struct HttpSettings {
     pub request_secs_max: u64,
     /// How many requests may be in flight at once.
     pub in_flight_max: usize,
+    /// The most items of a batch.
+    pub batch_items_max: usize,
+    /// The largest body of a batch.
+    pub batch_body_bytes_max: usize,
+    /// The longest line of a body of lines.
+    pub line_bytes_max: usize,
+    /// How many bodies may be streamed at once.
+    pub transfers_max: usize,
+    /// The largest body that is streamed.
+    pub transfer_bytes_max: u64,
+    /// How much of a streamed answer is held back, so that early failures are ordinary problems.
+    pub transfer_held_bytes_max: usize,
+    /// How long one side of a streamed body may stand still.
+    pub idle_secs_max: u64,
     /// How long a client may take to send a request's head.
     pub head_secs_max: u64,
     /// The largest head of a request.
@@ -197,6 +215,13 @@ impl Default for HttpSettings {
             admin_body_bytes_max: edge.admin_body_bytes_max,
             request_secs_max: edge.request_secs_max,
             in_flight_max: edge.in_flight_max,
+            batch_items_max: edge.batch_items_max,
+            batch_body_bytes_max: edge.batch_body_bytes_max,
+            line_bytes_max: edge.line_bytes_max,
+            transfers_max: edge.transfer.transfers_max,
+            transfer_bytes_max: edge.transfer.transfer_bytes_max,
+            transfer_held_bytes_max: edge.transfer.transfer_held_bytes_max,
+            idle_secs_max: edge.transfer.idle_secs_max,
             head_secs_max: server.head_secs_max,
             head_bytes_max: server.head_bytes_max,
             streams_max: server.streams_max,
@@ -215,6 +240,15 @@ impl HttpSettings {
             admin_body_bytes_max: self.admin_body_bytes_max,
             request_secs_max: self.request_secs_max,
             in_flight_max: self.in_flight_max,
+            batch_items_max: self.batch_items_max,
+            batch_body_bytes_max: self.batch_body_bytes_max,
+            line_bytes_max: self.line_bytes_max,
+            transfer: crate::http::TransferOptions {
+                transfers_max: self.transfers_max,
+                idle_secs_max: self.idle_secs_max,
+                transfer_bytes_max: self.transfer_bytes_max,
+                transfer_held_bytes_max: self.transfer_held_bytes_max,
+            },
         }
     }
 
@@ -353,6 +387,7 @@ impl Settings {
         at_least("pool.tenant_deks_max", self.pool.tenant_deks_max as u64, 1)?;
         at_least("pool.dek_plaintext_secs_max", self.pool.dek_plaintext_secs_max, 10)?;
         at_least("pool.dek_idle_secs_max", self.pool.dek_idle_secs_max, 10)?;
+        at_least("pool.tenant_kms_calls_max", self.pool.tenant_kms_calls_max as u64, 1)?;
         at_least("pool.usage_flush_secs", self.pool.usage_flush_secs, 1)?;
         at_least("rotation.poll_secs", self.rotation.poll_secs, 1)?;
         at_least("rotation.lease_secs", self.rotation.lease_secs, 5)?;
@@ -371,6 +406,12 @@ impl Settings {
         at_least("http.head_secs_max", self.http.head_secs_max, 1)?;
         at_least("http.request_secs_max", self.http.request_secs_max, 1)?;
         at_least("http.in_flight_max", self.http.in_flight_max as u64, 1)?;
+        at_least("http.batch_items_max", self.http.batch_items_max as u64, 1)?;
+        at_least("http.batch_body_bytes_max", self.http.batch_body_bytes_max as u64, 1_024)?;
+        at_least("http.line_bytes_max", self.http.line_bytes_max as u64, 1_024)?;
+        at_least("http.transfers_max", self.http.transfers_max as u64, 1)?;
+        at_least("http.transfer_bytes_max", self.http.transfer_bytes_max, 1_024)?;
+        at_least("http.idle_secs_max", self.http.idle_secs_max, 1)?;
         at_least("http.streams_max", u64::from(self.http.streams_max), 1)
     }
 

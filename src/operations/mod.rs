@@ -3,12 +3,14 @@
 //! Every operation takes a permit, and takes the tenant from it.
 
 mod administer;
+mod batch;
 mod decrypt;
 mod encrypt;
 mod jobs;
 mod rewrap;
 mod rotate;
 mod shred;
+mod stream;
 
 use std::sync::Arc;
 
@@ -23,11 +25,13 @@ use crate::store::{DekScope, Registry, StoreError};
 use crate::tenant::{Kek, KeyName, TenantId};
 
 pub use administer::{ApiKeyGrant, KeyChange, Page, TenantChange};
+pub use batch::{Decryptor, Encryptor, Rewrapper};
 pub use decrypt::{Decrypted, Decryption};
 pub use encrypt::{Encrypted, Encryption, Plaintext};
-pub use rewrap::{RewrapMode, Rewrapped, Rewrapping};
+pub use rewrap::{NewHead, RewrapMode, Rewrapped, Rewrapping};
 pub use rotate::Rotated;
 pub use shred::{BeyondReach, ShredOptions, Shredding};
+pub use stream::{Begun, Sink, Source, StreamDecryption, StreamEncryption, StreamRewrapping, TransferError};
 
 /// What the verbs need. Built once.
 pub struct Operations {
@@ -127,9 +131,23 @@ pub enum OperationError {
     /// The registry.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A body that is streamed did not go through.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// A fault of keyfold's own.
     #[error("{0}")]
     Internal(&'static str),
+}
+
+impl OperationError {
+    /// What the caller is told. The audit has the difference: outside, a section that is not believed is one more
+    /// wrong context.
+    fn told(self) -> Self {
+        match self {
+            Self::Pool(PoolError::Disbelieved(_)) => Self::ContextMismatch,
+            other => other,
+        }
+    }
 }
 
 impl From<OpenError> for OperationError {

@@ -11,6 +11,7 @@ use super::cache::Cache;
 use super::directory::Directory;
 use super::flights::Destination;
 use super::live::{Facts, Lifetimes, LiveDek};
+use super::turns::Turns;
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
 use crate::kms::ring::{KekRings, RingFailure};
@@ -29,6 +30,7 @@ pub(super) struct Fetch {
     pub(super) watch: Arc<ChangeWatch>,
     pub(super) directory: Directory,
     pub(super) clock: Clock,
+    pub(super) turns: Turns,
     pub(super) cache: Cache,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
     pub(super) bound_scopes_max: u64,
@@ -75,7 +77,7 @@ impl Wanted {
 
 impl Destination for Wanted {
     fn brought_bytes(&self) -> usize {
-        self.brought.as_ref().map_or(0, |(section, _)| section.as_bytes().len())
+        self.brought.as_ref().map_or(0, |(section, bound)| section.as_bytes().len() + bound.canonical().len())
     }
 }
 
@@ -127,7 +129,9 @@ impl Fetch {
         }
         let live = match self.store.active_dek(scope).await? {
             Some(stored) if self.has_room(&stored, &tenant, &key, bytes) => {
-                self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await?
+                let id = stored.dek.id;
+                let opened = self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await;
+                opened.map_err(|refused| unfit_to_encrypt(id, refused))?
             }
             Some(stored) => self.succeed(&tenant, &key, scope, stored.dek.id, seen_mark).await?,
             None => {
@@ -289,6 +293,7 @@ impl Fetch {
         let now = self.clock.now();
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
+        let _turn = self.turns.wait(&tenant.id, &self.clock).await?;
         let asked_at = self.clock.monotonic();
         let generated = match self.rings.generate(&tenant.ring, &context, urgency).await {
             Ok(generated) => generated,
@@ -401,6 +406,7 @@ impl Fetch {
             .iter()
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
+        let _turn = self.turns.wait(&live.scope.tenant, &self.clock).await?;
         // The KMS vouches for the moment at which it decided, which is not before it was asked.
         let asked_at = self.clock.monotonic();
         let failure = match self.rings.unwrap(keks, &forms, &context, urgency).await {
@@ -418,7 +424,8 @@ impl Fetch {
             {
                 Ok(())
             }
-            outage @ PoolError::Kms(KmsError::Outage { .. }) => Err(outage),
+            // The KMS has not said anything against what is in memory.
+            silent @ (PoolError::Kms(KmsError::Outage { .. }) | PoolError::Internal(_)) => Err(silent),
             refused => {
                 live.wipe();
                 Err(refused)
@@ -429,6 +436,10 @@ impl Fetch {
     /// Heeds what every member of a ring has said, and gives the answer that decides.
     fn refused(&self, failure: RingFailure) -> PoolError {
         self.heed(&failure.failures);
+        if failure.broken && !failure.failures.iter().any(|answer| matches!(answer, KmsError::Denied { .. }))
+        {
+            return PoolError::Internal("a call to the KMS did not end well");
+        }
         failure
             .deciding()
             .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)
@@ -512,6 +523,17 @@ struct Made {
     by: KekId,
     /// When the KMS was asked; monotonic.
     asked_at: Duration,
+}
+
+/// To who encrypts it is no fault of his that the registry's wrapped form is not what the KMS once made.
+fn unfit_to_encrypt(id: DataKeyId, refused: PoolError) -> PoolError {
+    match refused {
+        PoolError::Kms(damaged @ KmsError::Damaged { .. }) => {
+            tracing::error!(dek = %id, error = %damaged, "the registry holds a damaged or foreign wrapped form: rotate the key, and find out who wrote it");
+            PoolError::Internal("the registry's wrapped form of the active data key does not open")
+        }
+        other => other,
+    }
 }
 
 /// Whether a data key is wrapped under a KEK that has left the ring.

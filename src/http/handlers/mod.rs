@@ -123,7 +123,7 @@ impl Caller {
 }
 
 /// Parses a name that came in a path or a body.
-fn name<T: std::str::FromStr<Err = crate::tenant::InvalidName>>(text: &str) -> Result<T, Problem> {
+pub(super) fn name<T: std::str::FromStr<Err = crate::tenant::InvalidName>>(text: &str) -> Result<T, Problem> {
     text.parse()
         .map_err(|error: crate::tenant::InvalidName| Problem::new(Code::MalformedRequest, error.to_string()))
 }
@@ -135,7 +135,7 @@ fn dek_id(text: &str) -> Result<envelope::DataKeyId, Problem> {
 }
 
 /// A JSON answer that was written by hand.
-fn json(status: StatusCode, body: Vec<u8>) -> Response {
+pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

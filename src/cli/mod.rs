@@ -4,7 +4,9 @@ mod api_key;
 mod check_config;
 mod dev;
 mod inspect;
+mod jobs;
 mod keyring;
+mod keys;
 mod openapi;
 mod output;
 mod serve;
@@ -53,6 +55,10 @@ enum Command {
     /// Manage API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
+    #[command(flatten)]
+    Keys(keys::KeysCommand),
+    #[command(flatten)]
+    Jobs(jobs::JobsCommand),
     /// Explain the head of an envelope. Needs no key.
     Inspect(inspect::InspectArgs),
     /// Print the OpenAPI document.
@@ -95,6 +101,8 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Keyring(command) => block_on(keyring::run(&common.settings(variables)?, command, variables)),
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
+        Command::Keys(command) => block_on(keys::run(&common.settings(variables)?, command, variables)),
+        Command::Jobs(command) => block_on(jobs::run(&common.settings(variables)?, command, variables)),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),

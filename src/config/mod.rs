@@ -395,7 +395,7 @@ impl Settings {
         at_least("pool.tenant_kms_calls_max", self.pool.tenant_kms_calls_max as u64, 1)?;
         at_least("pool.usage_flush_secs", self.pool.usage_flush_secs, 1)?;
         at_least("rotation.poll_secs", self.rotation.poll_secs, 1)?;
-        at_least("rotation.lease_secs", self.rotation.lease_secs, 5)?;
+        at_least("rotation.lease_secs", self.rotation.lease_secs, 1)?;
         at_least("rotation.sweep_secs", self.rotation.sweep_secs, 1)?;
         at_least("rotation.kms_calls_per_sec_max", self.rotation.kms_calls_per_sec_max.into(), 1)?;
         at_least("rotation.tenants_at_once_max", self.rotation.tenants_at_once_max as u64, 1)?;

@@ -13,6 +13,7 @@ mod contract;
 mod forgeries;
 mod keyring_file;
 mod kill;
+mod killed;
 mod kms_aws;
 mod kms_contract;
 mod kms_moto;

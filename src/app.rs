@@ -1,5 +1,7 @@
 //! Assembly: builds everything once, and is the only place that knows all rooms.
 
+mod readiness;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -8,11 +10,12 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use secrecy::SecretString;
+use tokio::sync::Mutex;
 
+use self::readiness::ServiceProbe;
 use crate::access::{Access, Pepper};
 use crate::clock::Clock;
 use crate::config::{Secrets, Settings, Variables};
-use crate::http::{Probe, Readiness, ReadinessStatus};
 use crate::kms::aws::AwsKms;
 use crate::kms::guarded::GuardedKms;
 use crate::kms::local::{KeyRingError, LocalKeyRing, Protection};
@@ -73,42 +76,46 @@ impl App {
         make_data_dir(&settings.data_dir)?;
         let pepper = pepper(settings, variables)?;
         let store: Arc<dyn Store> = Arc::new(open_store(settings).await?);
-        let keyring = open_keyring(settings, variables, dev, &clock).await?;
-        let aws =
-            GuardedKms::new(Arc::new(AwsKms::new(settings.aws.reach())), clock.clone(), settings.aws.guard());
-        let local = keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>);
-        let kms: Arc<dyn Kms> = Arc::new(KmsRouter::new(local, Arc::new(aws.clone())));
+        let (kms, aws, keyring) = open_kms(settings, variables, dev, &clock).await?;
         let guard = Some(aws);
         Ok(Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper }))
     }
 
     /// Puts the parts together.
     pub fn assemble(settings: &Settings, parts: Parts) -> Self {
-        let Parts { clock, store, kms, guard: _guard, keyring, pepper } = parts;
+        let Parts { clock, store, kms, guard, keyring, pepper } = parts;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
         let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
         let pool_options = crate::pool::Options::from(&settings.pool);
-        let tracker = lifecycle.tracker.clone();
-        let rings = KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), tracker.clone());
+        let rings =
+            KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), lifecycle.tracker.clone());
         let pool = DekPool::new(
             rings,
             Arc::clone(&store),
             Arc::clone(&watch),
             clock.clone(),
             &pool_options,
-            &tracker,
+            &lifecycle.tracker,
         );
         let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
         let operations = Arc::new(Operations::new(
             pool.clone(),
             Arc::clone(&store),
-            watch,
+            Arc::clone(&watch),
             Arc::clone(&access),
-            clock,
+            clock.clone(),
             Arc::new(AskTheKms(kms)),
         ));
-        let probe = Arc::new(StoreProbe(Arc::clone(&store)));
+        let probe = Arc::new(ServiceProbe {
+            store: Arc::clone(&store),
+            watch,
+            pool: pool.clone(),
+            guard,
+            embedded: keyring.is_some(),
+            clock,
+            last: Mutex::default(),
+        });
         let edge = crate::http::router(
             Arc::clone(&operations),
             &access,
@@ -160,6 +167,21 @@ fn make_data_dir(path: &Path) -> anyhow::Result<()> {
 fn pepper(settings: &Settings, variables: &Variables) -> anyhow::Result<Pepper> {
     let secret = Secrets::new(settings, variables).pepper()?;
     Ok(Pepper::new(&secret)?)
+}
+
+/// The master keys that the settings reach: a router over them, and the parts of it that more is asked of.
+pub async fn open_kms(
+    settings: &Settings,
+    variables: &Variables,
+    dev: bool,
+    clock: &Clock,
+) -> anyhow::Result<(Arc<dyn Kms>, GuardedKms, Option<LocalKeyRing>)> {
+    let keyring = open_keyring(settings, variables, dev, clock).await?;
+    let aws =
+        GuardedKms::new(Arc::new(AwsKms::new(settings.aws.reach())), clock.clone(), settings.aws.guard());
+    let local = keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>);
+    let kms: Arc<dyn Kms> = Arc::new(KmsRouter::new(local, Arc::new(aws.clone())));
+    Ok((kms, aws, keyring))
 }
 
 /// Opens the registry that the settings name.
@@ -218,23 +240,6 @@ impl KekCheck for AskTheKms {
                 Err(OperationError::Invalid(format!("the KEK {} cannot be used: {detail}", kek.id)))
             }
             Err(other) => Err(PoolError::from(other).into()),
-        }
-    }
-}
-
-/// Ready is who reaches his registry.
-struct StoreProbe(Arc<dyn Store>);
-
-#[async_trait]
-impl Probe for StoreProbe {
-    async fn readiness(&self) -> Readiness {
-        match self.0.ping().await {
-            Ok(()) => Readiness { status: ReadinessStatus::Ready, reasons: vec![] },
-            // What is hot is served on from memory.
-            Err(_) => Readiness {
-                status: ReadinessStatus::Degraded,
-                reasons: vec!["the registry does not answer".to_owned()],
-            },
         }
     }
 }

@@ -3,6 +3,7 @@
 mod api_key;
 mod check_config;
 mod dev;
+mod files;
 mod inspect;
 mod keyring;
 mod openapi;
@@ -53,6 +54,12 @@ enum Command {
     /// Manage API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
+    /// Encrypt files of any size, through a service or straight against a KMS.
+    Encrypt(files::EncryptArgs),
+    /// Decrypt files of any size, through a service or straight against a KMS.
+    Decrypt(files::DecryptArgs),
+    /// Bring encrypted files up to date, in place, through a service or straight against a KMS.
+    Rewrap(files::RewrapArgs),
     /// Explain the head of an envelope. Needs no key.
     Inspect(inspect::InspectArgs),
     /// Print the OpenAPI document.
@@ -91,6 +98,9 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Keyring(command) => block_on(keyring::run(&common.settings(variables)?, command, variables)),
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
+        Command::Encrypt(args) => files::encrypt(&common, args, variables),
+        Command::Decrypt(args) => files::decrypt(&common, args, variables),
+        Command::Rewrap(args) => files::rewrap(&common, args, variables),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),

@@ -117,6 +117,10 @@ settings! {
         dek_idle_secs_max: u64,
         /// How long an error is remembered.
         error_memory_ms: u64,
+        /// How many data keys of one tenant are fetched from the KMS at the same time.
+        tenant_kms_calls_max: usize,
+        /// How long a request waits for its turn among them.
+        tenant_kms_wait_ms_max: u64,
         /// How often usage counts are written.
         usage_flush_secs: u64,
     }
@@ -339,6 +343,7 @@ impl Settings {
         at_least("pool.tenant_deks_max", self.pool.tenant_deks_max as u64, 1)?;
         at_least("pool.dek_plaintext_secs_max", self.pool.dek_plaintext_secs_max, 10)?;
         at_least("pool.dek_idle_secs_max", self.pool.dek_idle_secs_max, 10)?;
+        at_least("pool.tenant_kms_calls_max", self.pool.tenant_kms_calls_max as u64, 1)?;
         at_least("pool.usage_flush_secs", self.pool.usage_flush_secs, 1)?;
         at_least("http.body_bytes_max", self.http.body_bytes_max as u64, 1_024)?;
         at_least("http.admin_body_bytes_max", self.http.admin_body_bytes_max as u64, 1_024)?;

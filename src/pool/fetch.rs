@@ -11,6 +11,7 @@ use super::cache::Cache;
 use super::directory::Directory;
 use super::flights::Destination;
 use super::live::{Facts, Lifetimes, LiveDek};
+use super::turns::Turns;
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
 use crate::kms::ring::{KekRings, RingFailure};
@@ -29,6 +30,7 @@ pub(super) struct Fetch {
     pub(super) watch: Arc<ChangeWatch>,
     pub(super) directory: Directory,
     pub(super) clock: Clock,
+    pub(super) turns: Turns,
     pub(super) cache: Cache,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
     pub(super) bound_scopes_max: u64,
@@ -246,6 +248,7 @@ impl Fetch {
         let now = self.clock.now();
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
+        let _turn = self.turns.wait(&tenant.id, &self.clock).await?;
         let asked_at = self.clock.monotonic();
         let generated = match self.rings.generate(&tenant.ring, &context, urgency).await {
             Ok(generated) => generated,
@@ -358,6 +361,7 @@ impl Fetch {
             .iter()
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
+        let _turn = self.turns.wait(&live.scope.tenant, &self.clock).await?;
         // The KMS vouches for the moment at which it decided, which is not before it was asked.
         let asked_at = self.clock.monotonic();
         let failure = match self.rings.unwrap(keks, &forms, &context, urgency).await {
@@ -375,7 +379,8 @@ impl Fetch {
             {
                 Ok(())
             }
-            outage @ PoolError::Kms(KmsError::Outage { .. }) => Err(outage),
+            // The KMS has not said anything against what is in memory.
+            silent @ (PoolError::Kms(KmsError::Outage { .. }) | PoolError::Internal(_)) => Err(silent),
             refused => {
                 live.wipe();
                 Err(refused)
@@ -386,6 +391,10 @@ impl Fetch {
     /// Heeds what every member of a ring has said, and gives the answer that decides.
     fn refused(&self, failure: RingFailure) -> PoolError {
         self.heed(&failure.failures);
+        if failure.broken && !failure.failures.iter().any(|answer| matches!(answer, KmsError::Denied { .. }))
+        {
+            return PoolError::Internal("a call to the KMS did not end well");
+        }
         failure
             .deciding()
             .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)

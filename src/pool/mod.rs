@@ -11,6 +11,7 @@ mod fetch;
 mod flights;
 mod keeper;
 mod live;
+mod turns;
 mod usage;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use directory::Directory;
 use fetch::{Fetch, Wanted};
 use flights::Flights;
 use live::{Facts, Lifetimes, LiveDek, as_ms};
+use turns::Turns;
 
 /// The pool's limits.
 #[derive(Clone, Debug)]
@@ -53,6 +55,11 @@ pub struct Options {
     pub dek_idle_secs_max: u64,
     /// How long an error is remembered for those who ask for the same data key, in milliseconds. Default 1,000.
     pub error_memory_ms: u64,
+    /// How many data keys of one tenant are fetched from the KMS at the same time, so that a tenant whose KMS hangs, or
+    /// who opens thousands of old envelopes, leaves room for the others. Default 16.
+    pub tenant_kms_calls_max: usize,
+    /// How long a request waits for its turn among its tenant's calls, in milliseconds. Default 5,000.
+    pub tenant_kms_wait_ms_max: u64,
     /// How often usage counts are flushed to the registry, in seconds. Default 5.
     pub usage_flush_secs: u64,
 }
@@ -67,6 +74,8 @@ impl Default for Options {
             dek_stale_secs_max: 3_600,
             dek_idle_secs_max: 900,
             error_memory_ms: 1_000,
+            tenant_kms_calls_max: 16,
+            tenant_kms_wait_ms_max: 5_000,
             usage_flush_secs: 5,
         }
     }
@@ -224,6 +233,7 @@ impl DekPool {
             store,
             watch,
             clock,
+            turns: Turns::new(options),
             cache: Cache::new(options.deks_max, options.tenant_deks_max),
             active: papaya::HashMap::new(),
             bound_scopes_max: options.tenant_bound_scopes_max,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method, Uri};
 
 use crate::http::problem::{Code, Problem};
 
@@ -48,7 +48,7 @@ pub(in crate::http) async fn edge(
 ) -> Response {
     let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
     let id = theirs.unwrap_or_else(|| ids.next());
-    let seen = Seen { method: request.method().clone(), path: loggable(request.uri().path()) };
+    let seen = Seen { method: request.method().clone(), uri: request.uri().clone() };
     // Inner layers read it where it came from: the one that counts, and no other.
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let mut response = next.run(request).await;
@@ -73,7 +73,7 @@ pub(in crate::http) async fn edge(
 
 struct Seen {
     method: Method,
-    path: String,
+    uri: Uri,
 }
 
 /// A path comes from outside: what goes into the log is bounded.
@@ -82,7 +82,7 @@ fn loggable(path: &str) -> String {
 }
 
 fn log(problem: &Problem, seen: &Seen, request_id: &str) {
-    let (method, path) = (&seen.method, seen.path.as_str());
+    let (method, path) = (&seen.method, loggable(seen.uri.path()));
     let (code, reason) = (problem.code.name(), problem.internal.as_deref().unwrap_or_default());
     match problem.code {
         Code::InternalError => tracing::error!(%method, path, code, reason, request_id, "request failed"),

@@ -5,7 +5,9 @@ mod check_config;
 mod dev;
 mod doctor;
 mod inspect;
+mod jobs;
 mod keyring;
+mod keys;
 mod openapi;
 mod output;
 mod serve;
@@ -56,6 +58,10 @@ enum Command {
     ApiKey(api_key::ApiKeyCommand),
     /// Try out the master keys with the credentials at hand, and say what is missing.
     Doctor(doctor::DoctorArgs),
+    #[command(flatten)]
+    Keys(keys::KeysCommand),
+    #[command(flatten)]
+    Jobs(jobs::JobsCommand),
     /// Explain the head of an envelope. Needs no key.
     Inspect(inspect::InspectArgs),
     /// Print the OpenAPI document.
@@ -79,7 +85,11 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let variables = Variables::of_process();
     match run(cli, &variables) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) if output::everything_written() => ExitCode::SUCCESS,
+        Ok(()) => {
+            output::error(&anyhow::anyhow!("the standard output could not be written"));
+            ExitCode::FAILURE
+        }
         Err(error) => {
             output::error(&error);
             ExitCode::FAILURE
@@ -95,6 +105,8 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
         Command::Doctor(args) => block_on(doctor::run(&common.settings(variables)?, args, variables)),
+        Command::Keys(command) => block_on(keys::run(&common.settings(variables)?, command, variables)),
+        Command::Jobs(command) => block_on(jobs::run(&common.settings(variables)?, command, variables)),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),

@@ -25,6 +25,7 @@ use async_trait::async_trait;
 use axum::Extension;
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
@@ -33,7 +34,7 @@ use utoipa_axum::routes;
 use crate::access::Access;
 use crate::operations::Operations;
 use crate::tenant::KeyName;
-use handlers::{BodyBytesMax, api_keys, decrypt, encrypt, health, keys, rewrap, tenants};
+use handlers::{BodyBytesMax, api_keys, decrypt, deks, encrypt, health, jobs, keys, rewrap, shreds, tenants};
 use middleware::admission::{Admission, admit};
 use middleware::authenticate::authenticate;
 use middleware::context::circumstances;
@@ -107,7 +108,7 @@ pub(crate) struct HttpState {
     /// Made once: most requests use it.
     default_key: KeyName,
     transfers: Transfers,
-    /// Over how many tasks a batch is spread.
+    /// Over how many tasks a batch is spread: as many as there are workers.
     cores: usize,
 }
 
@@ -163,6 +164,23 @@ const OPENING: &[Code] = &[
 const LOOKING: &[Code] = &[Code::MalformedRequest, Code::Forbidden, Code::NotFound, Code::StoreUnavailable];
 const CHANGING: &[Code] =
     &[Code::MalformedRequest, Code::Forbidden, Code::NotFound, Code::Conflict, Code::StoreUnavailable];
+const CHANGING_DEKS: &[Code] = &[
+    Code::MalformedRequest,
+    Code::Forbidden,
+    Code::NotFound,
+    Code::Conflict,
+    Code::KeyDestroyed,
+    Code::StoreUnavailable,
+];
+const ROTATING: &[Code] = &[
+    Code::MalformedRequest,
+    Code::Forbidden,
+    Code::KekDenied,
+    Code::KeyRevoked,
+    Code::NotFound,
+    Code::KmsUnavailable,
+    Code::StoreUnavailable,
+];
 const CHANGING_KEKS: &[Code] = &[
     Code::MalformedRequest,
     Code::Forbidden,
@@ -227,6 +245,21 @@ fn route_table(options: &Options) -> Vec<Route> {
         admin(routes!(keys::list), LOOKING),
         admin(routes!(keys::read), LOOKING),
         admin(routes!(keys::update), CHANGING),
+        admin(routes!(deks::list), LOOKING),
+        admin(routes!(deks::rotate), ROTATING),
+        admin(routes!(deks::revoke), CHANGING_DEKS),
+        admin(routes!(deks::restore), CHANGING_DEKS),
+        admin(routes!(shreds::shred_dek), CHANGING_DEKS),
+        admin(routes!(shreds::cancel_dek), CHANGING),
+        admin(routes!(shreds::shred_key), CHANGING),
+        admin(routes!(shreds::cancel_key), CHANGING),
+        admin(routes!(shreds::shred_tenant), CHANGING),
+        admin(routes!(shreds::cancel_tenant), CHANGING),
+        admin(routes!(shreds::list), LOOKING),
+        admin(routes!(jobs::list), LOOKING),
+        admin(routes!(jobs::read), LOOKING),
+        admin(routes!(jobs::rewrap_keys), LOOKING),
+        admin(routes!(jobs::kek_use), LOOKING),
         admin(routes!(api_keys::create), CHANGING),
         admin(routes!(api_keys::list), LOOKING),
         admin(routes!(api_keys::revoke), CHANGING),
@@ -251,7 +284,7 @@ pub fn router(
     let (router, document) = router.split_for_parts();
     let transfers = Transfers::new(options.transfer.clone(), tracker);
     let open_transfers = transfers.gauge();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
     let (options, default_key) = (options.clone(), KeyName::default());
     let state = HttpState { operations, probe, options, default_key, transfers, cores };
     let router = router

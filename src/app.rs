@@ -1,5 +1,7 @@
 //! Assembly: builds everything once, and is the only place that knows all rooms.
 
+mod doctor;
+mod hardening;
 mod readiness;
 
 use std::path::Path;
@@ -12,6 +14,8 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
+pub use self::doctor::{Check, Finding, Trouble};
+pub use self::hardening::{Locking, harden};
 use self::readiness::ServiceProbe;
 use crate::access::{Access, Pepper};
 use crate::clock::Clock;
@@ -49,6 +53,7 @@ pub struct App {
     pub open_transfers: Arc<AtomicUsize>,
     /// The tasks, and how they stop.
     pub lifecycle: Lifecycle,
+    kms: Arc<dyn Kms>,
     pool: DekPool,
     usage_flush: Duration,
 }
@@ -129,7 +134,7 @@ impl App {
             Arc::clone(&watch),
             Arc::clone(&access),
             clock.clone(),
-            Arc::new(AskTheKms(kms)),
+            Arc::new(AskTheKms(Arc::clone(&kms))),
         );
         let operations = Arc::new(operations.with_shredding((&settings.shredding).into()));
         let probe = Arc::new(ServiceProbe {
@@ -159,6 +164,7 @@ impl App {
             router,
             open_transfers,
             lifecycle,
+            kms,
             pool,
             usage_flush,
         }

@@ -3,6 +3,7 @@
 mod api_key;
 mod check_config;
 mod dev;
+mod doctor;
 mod inspect;
 mod jobs;
 mod keyring;
@@ -55,6 +56,8 @@ enum Command {
     /// Manage API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
+    /// Try out the master keys with the credentials at hand, and say what is missing.
+    Doctor(doctor::DoctorArgs),
     #[command(flatten)]
     Keys(keys::KeysCommand),
     #[command(flatten)]
@@ -101,6 +104,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Keyring(command) => block_on(keyring::run(&common.settings(variables)?, command, variables)),
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
+        Command::Doctor(args) => block_on(doctor::run(&common.settings(variables)?, args, variables)),
         Command::Keys(command) => block_on(keys::run(&common.settings(variables)?, command, variables)),
         Command::Jobs(command) => block_on(jobs::run(&common.settings(variables)?, command, variables)),
         Command::Inspect(args) => inspect::run(&args),

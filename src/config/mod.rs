@@ -4,6 +4,7 @@
 //! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
 
 mod aws;
+mod memory;
 mod secrets;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
 pub use aws::AwsSettings;
+pub use memory::{LockMemory, MemorySettings};
 pub use secrets::{SecretError, Secrets, write_new_secret};
 
 /// Everything that can be configured.
@@ -44,6 +46,8 @@ pub struct Settings {
     pub keyring: KeyringSettings,
     /// AWS KMS.
     pub aws: AwsSettings,
+    /// Secrets in memory.
+    pub memory: MemorySettings,
     /// Credentials.
     pub access: AccessSettings,
     /// The log.
@@ -65,6 +69,7 @@ impl Default for Settings {
             shredding: ShreddingSettings::default(),
             keyring: KeyringSettings::default(),
             aws: AwsSettings::default(),
+            memory: MemorySettings::default(),
             access: AccessSettings::default(),
             log: LogSettings::default(),
         }

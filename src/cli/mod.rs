@@ -99,7 +99,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
         Command::Encrypt(args) => files::encrypt(&common, args, variables),
-        Command::Decrypt(args) => files::decrypt(&common, args, variables),
+        Command::Decrypt(args) => files::decrypt(&common, &args, variables),
         Command::Rewrap(args) => files::rewrap(&common, args, variables),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),

@@ -1,5 +1,7 @@
 //! Assembly: builds everything once, and is the only place that knows all rooms.
 
+mod doctor;
+mod hardening;
 mod readiness;
 
 use std::path::Path;
@@ -12,6 +14,8 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
+pub use self::doctor::{Check, Finding, Trouble};
+pub use self::hardening::{Locking, harden};
 use self::readiness::ServiceProbe;
 use crate::access::{Access, Pepper};
 use crate::clock::Clock;
@@ -25,9 +29,10 @@ use crate::kms::{KekState, Kms, KmsError, Urgency};
 use crate::lifecycle::Lifecycle;
 use crate::operations::{KekCheck, OperationError, Operations};
 use crate::pool::{DekPool, PoolError};
-use crate::store::Store;
+use crate::rotation::Reconciler;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::watch::ChangeWatch;
+use crate::store::{Registry, Store};
 use crate::tenant::Kek;
 
 /// The service, built and not yet listening.
@@ -37,7 +42,9 @@ pub struct App {
     /// Who is let in.
     pub access: Arc<Access>,
     /// The registry.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Registry>,
+    /// Rotation.
+    pub rotation: Reconciler,
     /// The embedded key ring, where there is one.
     pub keyring: Option<LocalKeyRing>,
     /// Everything behind the edge.
@@ -46,6 +53,7 @@ pub struct App {
     pub open_transfers: Arc<AtomicUsize>,
     /// The tasks, and how they stop.
     pub lifecycle: Lifecycle,
+    kms: Arc<dyn Kms>,
     pool: DekPool,
     usage_flush: Duration,
 }
@@ -55,7 +63,7 @@ pub struct Parts {
     /// The time.
     pub clock: Clock,
     /// The registry.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Registry>,
     /// The KMS.
     pub kms: Arc<dyn Kms>,
     /// The guard in front of it, which knows how its regions are.
@@ -73,9 +81,15 @@ impl App {
     /// Opens what the settings name and puts it together.
     pub async fn open(settings: &Settings, variables: &Variables, dev: bool) -> anyhow::Result<Self> {
         let clock = Clock::system();
+        let mut settings = settings.clone();
+        if dev {
+            // Who tries shredding out does not wait an hour for it.
+            settings.shredding.waiting_secs_min = 0;
+        }
+        let settings = &settings;
         make_data_dir(&settings.data_dir)?;
         let pepper = pepper(settings, variables)?;
-        let store: Arc<dyn Store> = Arc::new(open_store(settings).await?);
+        let store: Arc<dyn Registry> = Arc::new(open_store(settings).await?);
         let (kms, aws, keyring) = open_kms(settings, variables, dev, &clock).await?;
         let guard = Some(aws);
         Ok(Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper }))
@@ -83,7 +97,8 @@ impl App {
 
     /// Puts the parts together.
     pub fn assemble(settings: &Settings, parts: Parts) -> Self {
-        let Parts { clock, store, kms, guard, keyring, pepper } = parts;
+        let Parts { clock, store: registry, kms, guard, keyring, pepper } = parts;
+        let store: Arc<dyn Store> = Arc::clone(&registry) as Arc<dyn Registry>;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
         let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
@@ -99,14 +114,25 @@ impl App {
             &lifecycle.tracker,
         );
         let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
-        let operations = Arc::new(Operations::new(
+        let rotation = Reconciler::new(
+            crate::rotation::Parts {
+                store: Arc::clone(&registry),
+                kms: Arc::clone(&kms),
+                pool: pool.clone(),
+                watch: Arc::clone(&watch),
+                clock: clock.clone(),
+            },
+            crate::rotation::Options::from(&settings.rotation),
+        );
+        let operations = Operations::new(
             pool.clone(),
-            Arc::clone(&store),
+            Arc::clone(&registry),
             Arc::clone(&watch),
             Arc::clone(&access),
             clock.clone(),
-            Arc::new(AskTheKms(kms)),
-        ));
+            Arc::new(AskTheKms(Arc::clone(&kms))),
+        );
+        let operations = Arc::new(operations.with_shredding((&settings.shredding).into()));
         let probe = Arc::new(ServiceProbe {
             store: Arc::clone(&store),
             watch,
@@ -125,7 +151,19 @@ impl App {
         );
         let (router, open_transfers) = (edge.router, edge.open_transfers);
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
-        Self { operations, access, store, keyring, router, open_transfers, lifecycle, pool, usage_flush }
+        Self {
+            operations,
+            access,
+            store: registry,
+            rotation,
+            keyring,
+            router,
+            open_transfers,
+            lifecycle,
+            kms,
+            pool,
+            usage_flush,
+        }
     }
 
     /// Starts the background tasks.
@@ -133,6 +171,7 @@ impl App {
         let (pool, tracker) = (self.pool.clone(), self.lifecycle.tracker.clone());
         let stop = self.lifecycle.hard.clone();
         self.lifecycle.tracker.spawn(pool.keep(self.usage_flush, tracker, stop));
+        self.lifecycle.tracker.spawn(self.rotation.clone().run(self.lifecycle.soft.clone()));
     }
 
     /// Ends the background tasks, flushes what is counted, wipes the keys and closes the registry.

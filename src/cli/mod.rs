@@ -3,9 +3,12 @@
 mod api_key;
 mod check_config;
 mod dev;
+mod doctor;
 mod files;
 mod inspect;
+mod jobs;
 mod keyring;
+mod keys;
 mod openapi;
 mod output;
 mod serve;
@@ -60,6 +63,12 @@ enum Command {
     Decrypt(files::DecryptArgs),
     /// Bring encrypted files up to date, in place, through a service or straight against a KMS.
     Rewrap(files::RewrapArgs),
+    /// Try out the master keys with the credentials at hand, and say what is missing.
+    Doctor(doctor::DoctorArgs),
+    #[command(flatten)]
+    Keys(keys::KeysCommand),
+    #[command(flatten)]
+    Jobs(jobs::JobsCommand),
     /// Explain the head of an envelope. Needs no key.
     Inspect(inspect::InspectArgs),
     /// Print the OpenAPI document.
@@ -83,7 +92,11 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let variables = Variables::of_process();
     match run(cli, &variables) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) if output::everything_written() => ExitCode::SUCCESS,
+        Ok(()) => {
+            output::error(&anyhow::anyhow!("the standard output could not be written"));
+            ExitCode::FAILURE
+        }
         Err(error) => {
             output::error(&error);
             ExitCode::FAILURE
@@ -101,6 +114,9 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Encrypt(args) => files::encrypt(&common, args, variables),
         Command::Decrypt(args) => files::decrypt(&common, &args, variables),
         Command::Rewrap(args) => files::rewrap(&common, args, variables),
+        Command::Doctor(args) => block_on(doctor::run(&common.settings(variables)?, args, variables)),
+        Command::Keys(command) => block_on(keys::run(&common.settings(variables)?, command, variables)),
+        Command::Jobs(command) => block_on(jobs::run(&common.settings(variables)?, command, variables)),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),

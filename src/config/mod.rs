@@ -4,6 +4,7 @@
 //! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
 
 mod aws;
+mod memory;
 mod secrets;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
 pub use aws::AwsSettings;
+pub use memory::{LockMemory, MemorySettings};
 pub use secrets::{SecretError, Secrets, write_new_secret};
 
 /// Everything that can be configured.
@@ -36,10 +38,16 @@ pub struct Settings {
     pub pool: PoolSettings,
     /// The registry.
     pub registry: RegistrySettings,
+    /// Rotation.
+    pub rotation: RotationSettings,
+    /// Shredding.
+    pub shredding: ShreddingSettings,
     /// The embedded key ring.
     pub keyring: KeyringSettings,
     /// AWS KMS.
     pub aws: AwsSettings,
+    /// Secrets in memory.
+    pub memory: MemorySettings,
     /// Credentials.
     pub access: AccessSettings,
     /// The log.
@@ -57,8 +65,11 @@ impl Default for Settings {
             context: crate::http::ContextRules::default(),
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
+            rotation: RotationSettings::default(),
+            shredding: ShreddingSettings::default(),
             keyring: KeyringSettings::default(),
             aws: AwsSettings::default(),
+            memory: MemorySettings::default(),
             access: AccessSettings::default(),
             log: LogSettings::default(),
         }
@@ -123,6 +134,44 @@ settings! {
         tenant_kms_wait_ms_max: u64,
         /// How often usage counts are written.
         usage_flush_secs: u64,
+    }
+}
+
+settings! {
+    /// Rotation's limits: see [`crate::rotation::Options`].
+    RotationSettings from crate::rotation::Options {
+        /// How often the registry is asked which tenants are due.
+        poll_secs: u64,
+        /// How long the lease lasts without being renewed.
+        lease_secs: u64,
+        /// How often each tenant is looked at without a reason, on average.
+        sweep_secs: u64,
+        /// How often all data keys of a tenant are looked at.
+        full_sweep_secs: u64,
+        /// For how long a KEK's answer about its material counts.
+        kek_check_secs: u64,
+        /// How many KMS calls rotation may make in a second.
+        kms_calls_per_sec_max: u32,
+        /// How many tenants are worked on at once.
+        tenants_at_once_max: usize,
+        /// How many data keys of one tenant are changed before others have their turn.
+        deks_per_turn_max: usize,
+        /// How many data keys are loaded at a time.
+        page_deks: u32,
+        /// The longest wait before a tenant that failed is tried again.
+        backoff_secs_max: u64,
+    }
+}
+
+settings! {
+    /// The waiting period's limits: see [`crate::operations::ShredOptions`].
+    ShreddingSettings from crate::operations::ShredOptions {
+        /// How long it is where nothing is said.
+        waiting_secs: u64,
+        /// The shortest that may be asked for: an hour or more.
+        waiting_secs_min: u64,
+        /// The longest.
+        waiting_secs_max: u64,
     }
 }
 
@@ -345,6 +394,17 @@ impl Settings {
         at_least("pool.dek_idle_secs_max", self.pool.dek_idle_secs_max, 10)?;
         at_least("pool.tenant_kms_calls_max", self.pool.tenant_kms_calls_max as u64, 1)?;
         at_least("pool.usage_flush_secs", self.pool.usage_flush_secs, 1)?;
+        at_least("rotation.poll_secs", self.rotation.poll_secs, 1)?;
+        at_least("rotation.lease_secs", self.rotation.lease_secs, 1)?;
+        at_least("rotation.sweep_secs", self.rotation.sweep_secs, 1)?;
+        at_least("rotation.kms_calls_per_sec_max", self.rotation.kms_calls_per_sec_max.into(), 1)?;
+        at_least("rotation.tenants_at_once_max", self.rotation.tenants_at_once_max as u64, 1)?;
+        at_least("rotation.deks_per_turn_max", self.rotation.deks_per_turn_max as u64, 1)?;
+        at_least("rotation.page_deks", self.rotation.page_deks.into(), 1)?;
+        at_least("rotation.backoff_secs_max", self.rotation.backoff_secs_max, 1)?;
+        at_least("shredding.waiting_secs_min", self.shredding.waiting_secs_min, 3_600)?;
+        at_least("shredding.waiting_secs", self.shredding.waiting_secs, self.shredding.waiting_secs_min)?;
+        at_least("shredding.waiting_secs_max", self.shredding.waiting_secs_max, self.shredding.waiting_secs)?;
         at_least("http.body_bytes_max", self.http.body_bytes_max as u64, 1_024)?;
         at_least("http.admin_body_bytes_max", self.http.admin_body_bytes_max as u64, 1_024)?;
         at_least("http.head_bytes_max", self.http.head_bytes_max as u64, 8_192)?;

@@ -34,7 +34,7 @@ use utoipa_axum::routes;
 use crate::access::Access;
 use crate::operations::Operations;
 use crate::tenant::KeyName;
-use handlers::{BodyBytesMax, api_keys, decrypt, encrypt, health, keys, rewrap, tenants};
+use handlers::{BodyBytesMax, api_keys, decrypt, deks, encrypt, health, jobs, keys, rewrap, shreds, tenants};
 use middleware::admission::{Admission, admit};
 use middleware::authenticate::authenticate;
 use middleware::context::circumstances;
@@ -164,6 +164,23 @@ const OPENING: &[Code] = &[
 const LOOKING: &[Code] = &[Code::MalformedRequest, Code::Forbidden, Code::NotFound, Code::StoreUnavailable];
 const CHANGING: &[Code] =
     &[Code::MalformedRequest, Code::Forbidden, Code::NotFound, Code::Conflict, Code::StoreUnavailable];
+const CHANGING_DEKS: &[Code] = &[
+    Code::MalformedRequest,
+    Code::Forbidden,
+    Code::NotFound,
+    Code::Conflict,
+    Code::KeyDestroyed,
+    Code::StoreUnavailable,
+];
+const ROTATING: &[Code] = &[
+    Code::MalformedRequest,
+    Code::Forbidden,
+    Code::KekDenied,
+    Code::KeyRevoked,
+    Code::NotFound,
+    Code::KmsUnavailable,
+    Code::StoreUnavailable,
+];
 const CHANGING_KEKS: &[Code] = &[
     Code::MalformedRequest,
     Code::Forbidden,
@@ -228,6 +245,21 @@ fn route_table(options: &Options) -> Vec<Route> {
         admin(routes!(keys::list), LOOKING),
         admin(routes!(keys::read), LOOKING),
         admin(routes!(keys::update), CHANGING),
+        admin(routes!(deks::list), LOOKING),
+        admin(routes!(deks::rotate), ROTATING),
+        admin(routes!(deks::revoke), CHANGING_DEKS),
+        admin(routes!(deks::restore), CHANGING_DEKS),
+        admin(routes!(shreds::shred_dek), CHANGING_DEKS),
+        admin(routes!(shreds::cancel_dek), CHANGING),
+        admin(routes!(shreds::shred_key), CHANGING),
+        admin(routes!(shreds::cancel_key), CHANGING),
+        admin(routes!(shreds::shred_tenant), CHANGING),
+        admin(routes!(shreds::cancel_tenant), CHANGING),
+        admin(routes!(shreds::list), LOOKING),
+        admin(routes!(jobs::list), LOOKING),
+        admin(routes!(jobs::read), LOOKING),
+        admin(routes!(jobs::rewrap_keys), LOOKING),
+        admin(routes!(jobs::kek_use), LOOKING),
         admin(routes!(api_keys::create), CHANGING),
         admin(routes!(api_keys::list), LOOKING),
         admin(routes!(api_keys::revoke), CHANGING),

@@ -128,9 +128,13 @@ impl DekPool {
 
     async fn renew(&self, live: &Arc<LiveDek>) {
         let _again = Again { from: &live.tried_ms, clock: &self.fetch.clock, delay: Duration::ZERO };
-        let section = live.facts().section.clone();
         let renewed: Result<(), PoolError> = async {
             let tenant = self.fetch.directory.tenant(&live.scope.tenant).await?;
+            // It may have been rewrapped since it was read, and the KEK that it came by be gone.
+            if live.facts().registered && !live.is_current() {
+                self.fetch.refresh(live, &tenant).await?;
+            }
+            let section = live.facts().section.clone();
             self.fetch.vouch(live, &section, &super::fetch::believed(&tenant), Urgency::Background).await
         }
         .await;

@@ -11,6 +11,7 @@ mod fetch;
 mod flights;
 mod keeper;
 mod live;
+mod pages;
 mod turns;
 mod usage;
 
@@ -331,8 +332,9 @@ impl DekPool {
         // More than once: a change of the registry, or a crowded cache, can take back what was just fetched.
         for _ in 0..3 {
             let live = self.fetch_for(tenant, head, bound).await?;
-            if let Some((key, facts)) = live.usable(self.fetch.clock.monotonic()) {
-                let opening = opening(&live, key, &facts, self.fetch.clock.monotonic())?;
+            let now = self.fetch.clock.monotonic();
+            if let Some((key, facts)) = live.usable(now) {
+                let opening = opening(&live, key, &facts, now)?;
                 return Ok((live, opening));
             }
         }
@@ -391,6 +393,25 @@ impl DekPool {
         }
     }
 
+    /// Has a data key waiting to follow the scope's active one. Nothing happens where one waits already.
+    pub async fn prepare_next(&self, scope: &DekScope) -> Result<(), PoolError> {
+        self.fetch.prepare(scope).await
+    }
+
+    /// Ends the scope's active data key now, where it is `predecessor`, and puts the next one in its place. The next
+    /// one is made first, so nobody waits for it. Returns the data key that is active afterwards.
+    pub async fn rotate(&self, scope: &DekScope, predecessor: DataKeyId) -> Result<DataKeyId, PoolError> {
+        self.prepare_next(scope).await?;
+        let now = self.fetch.clock.now();
+        let active = self.fetch.store.promote_next_dek(scope, predecessor, now).await?;
+        active.map(|active| active.dek.id).ok_or(PoolError::Busy)
+    }
+
+    /// Keeps the pages of data keys that come into memory from now on out of the swap, in the whole process.
+    pub fn lock_pages(&self) {
+        pages::start();
+    }
+
     /// How many plaintext data keys are in memory.
     pub fn plaintext_deks(&self) -> usize {
         self.fetch.cache.plaintext_count()
@@ -429,7 +450,10 @@ fn opening(
         DekState::Next | DekState::Active | DekState::Retired => Ok(Opening {
             key,
             scope: live.scope.clone(),
-            active: facts.state == DekState::Active && now < facts.retires_at,
+            // One that is past a limit, or stranded, is active until somebody seals: then another one is.
+            active: facts.state == DekState::Active
+                && now < facts.retires_at
+                && live.counts.has_room(0, &facts.policy),
             embedded: facts.section.clone(),
             weight: facts.policy.envelope,
             live: Arc::clone(live),

@@ -31,7 +31,7 @@ pub(in crate::http) struct DecryptRequest<'a> {
     context: Context,
 }
 
-/// The shape of what is written by hand below.
+/// An opened message.
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct DecryptResponse {
     /// The bytes that were encrypted, in standard base64 with padding.

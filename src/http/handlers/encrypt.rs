@@ -39,7 +39,7 @@ pub(in crate::http) struct EncryptRequest<'a> {
     envelope: Option<Weight>,
 }
 
-/// The shape of what is written by hand below.
+/// A sealed message.
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct EncryptResponse {
     /// The envelope in text form.

@@ -171,16 +171,16 @@ impl Offline {
 
     /// The wrapped forms whose KEKs the user has named, in his order.
     fn named<'a>(&self, head: &'a Head) -> Result<Vec<(Kek, &'a [u8])>, OfflineError> {
-        let keys = head.wrapped().keys();
+        let forms = head.wrapped().keys();
         let mut named = Vec::new();
         for kek in self.keks.members() {
-            let form = keys.iter().find(|form| {
+            let form = forms.iter().find(|form| {
                 form.kek.parse().is_ok_and(|id: crate::tenant::KekId| id.same_material(&kek.id))
             });
             named.extend(form.map(|form| (kek.clone(), form.blob.as_slice())));
         }
         if named.is_empty() {
-            let keks: Vec<&str> = keys.iter().map(|form| form.kek.as_str()).collect();
+            let keks: Vec<&str> = forms.iter().map(|form| form.kek.as_str()).collect();
             return Err(OfflineError::OtherKeks(keks.join(", ")));
         }
         Ok(named)

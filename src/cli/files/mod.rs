@@ -35,7 +35,7 @@ struct FileArgs {
     #[arg(short, long)]
     force: bool,
     /// A pair of the encryption context; may be given several times. Decryption needs the same.
-    #[arg(short, long = "context", value_name = "NAME=VALUE")]
+    #[arg(short = 'c', long = "context", value_name = "NAME=VALUE")]
     pairs: Vec<String>,
     /// The tenant. Offline, encryption needs it, and decryption checks it where it is given.
     #[arg(long, env = "KEYFOLD_TENANT")]
@@ -102,26 +102,25 @@ enum Done {
 
 pub(super) fn encrypt(common: &Common, args: EncryptArgs, variables: &Variables) -> anyhow::Result<()> {
     let verb = Verb::Encrypt { key: args.key, weight: args.envelope };
-    run(common, args.files, verb, variables)
+    run(common, &args.files, &verb, variables)
 }
 
-pub(super) fn decrypt(common: &Common, args: DecryptArgs, variables: &Variables) -> anyhow::Result<()> {
-    run(common, args.files, Verb::Decrypt, variables)
+pub(super) fn decrypt(common: &Common, args: &DecryptArgs, variables: &Variables) -> anyhow::Result<()> {
+    run(common, &args.files, &Verb::Decrypt, variables)
 }
 
 pub(super) fn rewrap(common: &Common, args: RewrapArgs, variables: &Variables) -> anyhow::Result<()> {
     let to = if args.to_keks.is_empty() { None } else { Some(ring(args.to_keks)?) };
-    run(common, args.files, Verb::Rewrap { to }, variables)
+    run(common, &args.files, &Verb::Rewrap { to }, variables)
 }
 
-fn run(common: &Common, args: FileArgs, verb: Verb, variables: &Variables) -> anyhow::Result<()> {
-    let jobs = places::jobs(&args, &verb)?;
+fn run(common: &Common, args: &FileArgs, verb: &Verb, variables: &Variables) -> anyhow::Result<()> {
+    let (context, jobs) = (context(&args.pairs)?, places::jobs(args, verb)?);
     block_on(async {
-        let way = way(common, &args, &verb, variables).await?;
-        let context = context(&args.pairs)?;
+        let way = way(common, args, verb, variables).await?;
         // Temporary files are removed on the way out.
         tokio::select! {
-            done = all(&way, &verb, &args, &context, jobs) => done,
+            done = all(&way, verb, args, &context, jobs) => done,
             _ = tokio::signal::ctrl_c() => bail!("interrupted: the file at hand was not written"),
         }
     })
@@ -186,7 +185,10 @@ async fn all(
             "{written} written, {unchanged} up to date, {skipped} skipped, {failed} failed"
         ));
     }
-    if failed > 0 { bail!("{failed} file(s) failed") } else { Ok(()) }
+    if failed > 0 {
+        bail!("{failed} file(s) failed");
+    }
+    Ok(())
 }
 
 async fn one(

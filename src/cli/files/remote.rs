@@ -16,7 +16,7 @@ use crate::config::Variables;
 /// How much is read at once.
 const PIECE_BYTES: usize = 256 << 10;
 /// How long the service may take to be connected to, and how long it may send nothing.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 
 pub(super) struct Service {
     client: Client,

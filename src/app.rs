@@ -90,11 +90,7 @@ impl App {
         make_data_dir(&settings.data_dir)?;
         let pepper = pepper(settings, variables)?;
         let store: Arc<dyn Registry> = Arc::new(open_store(settings).await?);
-        let keyring = open_keyring(settings, variables, dev, &clock).await?;
-        let aws =
-            GuardedKms::new(Arc::new(AwsKms::new(settings.aws.reach())), clock.clone(), settings.aws.guard());
-        let local = keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>);
-        let kms: Arc<dyn Kms> = Arc::new(KmsRouter::new(local, Arc::new(aws.clone())));
+        let (kms, aws, keyring) = open_kms(settings, variables, dev, &clock).await?;
         let guard = Some(aws);
         Ok(Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper }))
     }
@@ -210,6 +206,21 @@ fn make_data_dir(path: &Path) -> anyhow::Result<()> {
 fn pepper(settings: &Settings, variables: &Variables) -> anyhow::Result<Pepper> {
     let secret = Secrets::new(settings, variables).pepper()?;
     Ok(Pepper::new(&secret)?)
+}
+
+/// The master keys that the settings reach: a router over them, and the parts of it that more is asked of.
+pub async fn open_kms(
+    settings: &Settings,
+    variables: &Variables,
+    dev: bool,
+    clock: &Clock,
+) -> anyhow::Result<(Arc<dyn Kms>, GuardedKms, Option<LocalKeyRing>)> {
+    let keyring = open_keyring(settings, variables, dev, clock).await?;
+    let aws =
+        GuardedKms::new(Arc::new(AwsKms::new(settings.aws.reach())), clock.clone(), settings.aws.guard());
+    let local = keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>);
+    let kms: Arc<dyn Kms> = Arc::new(KmsRouter::new(local, Arc::new(aws.clone())));
+    Ok((kms, aws, keyring))
 }
 
 /// Opens the registry that the settings name.

@@ -4,6 +4,7 @@ mod api_key;
 mod check_config;
 mod dev;
 mod doctor;
+mod files;
 mod inspect;
 mod jobs;
 mod keyring;
@@ -62,6 +63,12 @@ enum Command {
     Keys(keys::KeysCommand),
     #[command(flatten)]
     Jobs(jobs::JobsCommand),
+    /// Encrypt files of any size, through a service or straight against a KMS.
+    Encrypt(files::EncryptArgs),
+    /// Decrypt files of any size, through a service or straight against a KMS.
+    Decrypt(files::DecryptArgs),
+    /// Bring encrypted files up to date, in place, through a service or straight against a KMS.
+    Rewrap(files::RewrapArgs),
     /// Explain the head of an envelope. Needs no key.
     Inspect(inspect::InspectArgs),
     /// Print the OpenAPI document.
@@ -107,6 +114,9 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Doctor(args) => block_on(doctor::run(&common.settings(variables)?, args, variables)),
         Command::Keys(command) => block_on(keys::run(&common.settings(variables)?, command, variables)),
         Command::Jobs(command) => block_on(jobs::run(&common.settings(variables)?, command, variables)),
+        Command::Encrypt(args) => files::encrypt(&common, args, variables),
+        Command::Decrypt(args) => files::decrypt(&common, args, variables),
+        Command::Rewrap(args) => files::rewrap(&common, args, variables),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),

@@ -3,6 +3,7 @@
 
 mod airports;
 mod api;
+mod aws_program;
 mod aws_world;
 mod bad_input;
 mod bulk;

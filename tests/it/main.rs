@@ -27,6 +27,7 @@ mod probes;
 mod program;
 mod readme;
 mod rotation;
+mod rotation_contract;
 mod secrets_stay_secret;
 mod service;
 mod shutdown;

@@ -153,7 +153,7 @@ async fn watch(app: &App, tenant: Option<&TenantId>) -> anyhow::Result<()> {
     }
 }
 
-async fn kek_use(app: &App, kek: &KekId, list: bool) -> anyhow::Result<()> {
+async fn kek_use(app: &App, kek: &KekId, each: bool) -> anyhow::Result<()> {
     let permit = Principal::local_operator().permit_operate()?;
     let (of, mut deks) = app.operations.kek_use(&permit, kek, Page { after: None, limit: 1_000 }).await?;
     let oldest = of.oldest_wrapped_at.map(|at| format!(", the oldest since {at}")).unwrap_or_default();
@@ -167,7 +167,7 @@ async fn kek_use(app: &App, kek: &KekId, list: bool) -> anyhow::Result<()> {
              registry to help.",
         );
     }
-    while list {
+    while each {
         for stored in &deks {
             let form = stored.wrapped.iter().find(|form| form.kek == *kek);
             let since = form.map(|form| form.wrapped_at.to_string()).unwrap_or_default();

@@ -46,7 +46,7 @@ fn lock(required: bool) -> anyhow::Result<Locking> {
                 bail!("memory.lock = \"require\", and the system does not lock memory: {refused}")
             }
             Err(refused) => {
-                tracing::warn!(%refused, "the system does not lock this process's memory: keys may reach the swap")
+                tracing::warn!(%refused, "the system does not lock this process's memory: keys may reach the swap");
             }
         }
     } else if required {

@@ -167,7 +167,10 @@ async fn kek_use(app: &App, kek: &KekId, each: bool) -> anyhow::Result<()> {
              registry to help.",
         );
     }
-    while each {
+    if !each {
+        return Ok(());
+    }
+    loop {
         for stored in &deks {
             let form = stored.wrapped.iter().find(|form| form.kek == *kek);
             let since = form.map(|form| form.wrapped_at.to_string()).unwrap_or_default();

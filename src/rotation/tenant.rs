@@ -505,7 +505,7 @@ fn basis(tenant: &TenantRecord, materials: &Materials) -> String {
     let mut basis = format!("{}", tenant.version);
     for member in tenant.ring.members() {
         let material = materials.get(&member.id).map_or("", |known| &known.material);
-        basis.push_str(&format!(" {}={material}", member.id));
+        basis.extend([" ", member.id.as_str(), "=", material]);
     }
     basis
 }

@@ -102,7 +102,7 @@ struct Guarded(&'static str, &'static [&'static str]);
 
 const GUARDED: &[Guarded] = &[
     // A plaintext data key is the pool's, and for a moment the KMS's and the verb's; never the registry's or the edge's.
-    Guarded("envelope::DataKey", &["kms", "pool", "operations"]),
+    Guarded("envelope::DataKey", &["offline", "kms", "pool", "operations"]),
     // What a ciphertext is, is decided in one crate: the service has no cipher of its own.
     Guarded("aes_gcm", &["kms"]),
     Guarded(
@@ -167,7 +167,10 @@ const GUARDED: &[Guarded] = &[
             "cli",
         ],
     ),
-    Guarded("tokio_util", &["audit", "kms", "pool", "operations", "rotation", "http", "lifecycle", "app"]),
+    Guarded(
+        "tokio_util",
+        &["cli", "audit", "kms", "pool", "operations", "rotation", "http", "lifecycle", "app"],
+    ),
     Guarded(
         "tokio_util",
         &["audit", "kms", "pool", "operations", "rotation", "http", "lifecycle", "app", "cli"],

@@ -18,7 +18,8 @@ use crate::store::StoredDek;
 pub(in crate::http) struct Dek {
     /// Its id: it stands in every envelope that it sealed.
     #[schema(example = "019ad1b2-8c1e-7c3a-9d7e-0123456789ab")]
-    dek_id: String,
+    #[serde(rename = "dek_id")]
+    id: String,
     /// Whose.
     #[schema(example = "acme")]
     tenant: String,
@@ -76,7 +77,7 @@ impl From<StoredDek> for Dek {
             wrapped_at: form.wrapped_at.to_string(),
         });
         Self {
-            dek_id: dek.id.to_string(),
+            id: dek.id.to_string(),
             tenant: dek.scope.tenant.to_string(),
             key: dek.scope.key.to_string(),
             state: dek.state.name(),

@@ -22,7 +22,8 @@ use crate::tenant::KekId;
 pub(in crate::http) struct Job {
     /// Its id.
     #[schema(example = "019ad1b2-8c1e-7c3a-9d7e-0123456789ab")]
-    job_id: String,
+    #[serde(rename = "job_id")]
+    id: String,
     /// `rewrap-keys`: bringing a tenant's wrapped data keys up to its ring and the master keys' materials. `shred`:
     /// destroying data keys after a waiting period.
     #[schema(example = "rewrap-keys")]
@@ -66,7 +67,7 @@ impl From<JobRecord> for Job {
     fn from(job: JobRecord) -> Self {
         Self {
             rate_per_sec: job.rate_per_sec(),
-            job_id: job.id,
+            id: job.id,
             kind: job.kind.name(),
             tenant: job.tenant.to_string(),
             target: job.target.name(),

@@ -65,11 +65,11 @@ impl App {
         let keyring = open_keyring(settings, variables, dev, &clock).await?;
         let kms: Arc<dyn Kms> =
             Arc::new(KmsRouter::new(keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>)));
-        Ok(Self::assemble(settings, Parts { clock, store, kms, keyring, pepper }))
+        Self::assemble(settings, Parts { clock, store, kms, keyring, pepper })
     }
 
     /// Puts the parts together.
-    pub fn assemble(settings: &Settings, parts: Parts) -> Self {
+    pub fn assemble(settings: &Settings, parts: Parts) -> anyhow::Result<Self> {
         let Parts { clock, store, kms, keyring, pepper } = parts;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
@@ -83,7 +83,9 @@ impl App {
             &pool_options,
             lifecycle.tracker.clone(),
         );
-        let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
+        let rules = settings.access.rules()?;
+        let access = Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper, rules)?;
+        let access = Arc::new(access);
         let operations = Arc::new(Operations::new(
             pool.clone(),
             Arc::clone(&store),
@@ -96,7 +98,7 @@ impl App {
         let router =
             crate::http::router(Arc::clone(&operations), Arc::clone(&access), probe, settings.http.edge());
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
-        Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush }
+        Ok(Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush })
     }
 
     /// Starts the background tasks.
@@ -104,6 +106,7 @@ impl App {
         let (pool, tracker) = (self.pool.clone(), self.lifecycle.tracker.clone());
         let stop = self.lifecycle.hard.clone();
         self.lifecycle.tracker.spawn(pool.keep(self.usage_flush, tracker, stop));
+        self.lifecycle.tracker.spawn(Arc::clone(&self.access).keep(self.lifecycle.hard.clone()));
     }
 
     /// Ends the background tasks, flushes what is counted, wipes the keys and closes the registry.

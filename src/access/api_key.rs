@@ -13,13 +13,15 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::{AuthenticationError, Principal};
+use super::rules::{Grant, Role, Rules};
+use super::{AuthenticationError, Credential, Principal};
 use crate::clock::{Clock, Timestamp};
 use crate::store::watch::{ChangeWatch, Mark};
 use crate::store::{ApiKeyRecord, Store};
 use crate::tenant::{TenantId, Verb};
 
-const PREFIX: &str = "kf_";
+/// What every API key begins with.
+pub(super) const PREFIX: &str = "kf_";
 /// Bytes of the id: 96 random bits do not collide.
 const ID_BYTES: usize = 12;
 const ID_CHARS: usize = 16;
@@ -130,6 +132,7 @@ pub(super) struct ApiKeys {
     watch: Arc<ChangeWatch>,
     clock: Clock,
     pepper: Pepper,
+    rules: Arc<Rules>,
     mark: Arc<Mark>,
     known: papaya::HashMap<String, Arc<Known>>,
     unknown: moka::sync::Cache<String, u64>,
@@ -144,10 +147,16 @@ struct Known {
 }
 
 impl ApiKeys {
-    pub(super) fn new(store: Arc<dyn Store>, watch: Arc<ChangeWatch>, clock: Clock, pepper: Pepper) -> Self {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        watch: Arc<ChangeWatch>,
+        clock: Clock,
+        pepper: Pepper,
+        rules: Arc<Rules>,
+    ) -> Self {
         let mark = watch.mark(None);
         let unknown = moka::sync::Cache::new(UNKNOWN_IDS_MAX);
-        Self { store, watch, clock, pepper, mark, known: papaya::HashMap::new(), unknown }
+        Self { store, watch, clock, pepper, rules, mark, known: papaya::HashMap::new(), unknown }
     }
 
     pub(super) fn pepper(&self) -> &Pepper {
@@ -181,12 +190,12 @@ impl ApiKeys {
             self.unknown.insert(id.to_owned(), seen_mark);
             return Err(unknown);
         };
-        let principal_id = format!("api-key:{id}").parse().map_err(|_| AuthenticationError::Malformed)?;
+        let principal = principal(&self.rules, &record).ok_or(AuthenticationError::Malformed)?;
         let known = Arc::new(Known {
             secret_hash: record.secret_hash,
             expires_at: record.expires_at,
             revoked: record.revoked_at.is_some(),
-            principal: Arc::new(Principal { id: principal_id, tenants: record.tenants, verbs: record.verbs }),
+            principal: Arc::new(principal),
             seen_mark,
         });
         self.known.pin().insert(id.to_owned(), Arc::clone(&known));
@@ -206,6 +215,14 @@ impl ApiKeys {
         }
         Ok(Arc::clone(&known.principal))
     }
+}
+
+/// Whose an API key is: what its record gives, and what configuration says of it.
+pub(super) fn principal(rules: &Rules, record: &ApiKeyRecord) -> Option<Principal> {
+    let id = format!("api-key:{}", record.id).parse().ok()?;
+    let role = Role::unlimited("the API key's record", record.verbs.clone());
+    let own = vec![Grant { tenants: record.tenants.clone(), role }];
+    Some(rules.principal(id, own, Credential::ApiKey))
 }
 
 #[cfg(test)]

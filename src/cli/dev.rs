@@ -26,17 +26,24 @@ pub(super) struct Welcome {
 }
 
 impl Welcome {
-    pub(super) fn text(&self, address: SocketAddr) -> String {
+    pub(super) fn text(&self, address: SocketAddr, settings: &Settings) -> String {
+        let scheme = if settings.tls.is_on() { "https" } else { "http" };
+        let base = format!("{scheme}://{address}");
+        let trust = if settings.tls.self_signed {
+            format!("--cacert {} ", settings.data_dir.join("tls-self-signed.pem").display())
+        } else {
+            String::new()
+        };
         let Some(token) = &self.token else {
             return format!(
-                "keyfold (development) on http://{address} - docs: http://{address}/docs - the API key is in {}",
+                "keyfold (development) on {base} - docs: {base}/docs - the API key is in {}",
                 self.token_file.display()
             );
         };
         format!(
-            "keyfold (development) on http://{address} - docs: http://{address}/docs\n\
+            "keyfold (development) on {base} - docs: {base}/docs\n\
              The API key of the tenant '{TENANT}' is shown this once, and kept in {file}:\n\n  {token}\n\n\
-             Try it:\n\n  curl http://{address}/v1/encrypt -H 'Authorization: Bearer {token}' \
+             Try it:\n\n  curl {trust}{base}/v1/encrypt -H 'Authorization: Bearer {token}' \
              -H 'Content-Type: application/json' -d '{{\"plaintext\":\"aGVsbG8=\"}}'\n",
             token = token.as_str(),
             file = self.token_file.display(),

@@ -8,12 +8,14 @@
 //! ```
 //! A route cannot be declared without its limits and its guard: [`Route`] has no defaults.
 
+mod connection;
 mod handlers;
 mod json;
 mod middleware;
 mod openapi;
 pub mod problem;
 pub mod server;
+pub mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -64,7 +64,7 @@ impl Operations {
         let head = inspect(&request.envelope)?;
         let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
         let key = opening.scope.key.clone();
-        let context = message_context(request.context, permit.tenant(), &key)?;
+        let context = message_context(request.context, permit, &key)?;
         let rewrap_advised = !opening.active || opening.section(None) != *head.wrapped();
         let mut buffer = Zeroizing::new(request.envelope);
         let plaintext_bytes = open_in_place(&opening.key, &context, &mut buffer)?.len();

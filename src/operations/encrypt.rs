@@ -66,7 +66,7 @@ impl Operations {
         permit: &Permit<Encrypt>,
         request: Encryption<'_>,
     ) -> Result<Encrypted, OperationError> {
-        let context = message_context(request.context, permit.tenant(), &request.key)?;
+        let context = message_context(request.context, permit, &request.key)?;
         request.plaintext.check()?;
         let scope = scope(permit.tenant(), &request.key);
         let bytes_max = request.plaintext.bytes_max();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use envelope::{ContextError, EncryptionContext, FormatError, OpenError, Salt, SealError};
 
-use crate::access::{Access, Forbidden};
+use crate::access::{Access, Forbidden, Permit, PermitVerb};
 use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::pool::{DekPool, PoolError};
@@ -127,18 +127,20 @@ impl From<OpenError> for OperationError {
     }
 }
 
-/// The context of a message: the caller's pairs and the service's own, which he can neither set nor leave out.
-fn message_context(
+/// The context of a message: the caller's pairs and the service's own, which he can neither set nor leave out. Only
+/// for whom the permit covers this key with this context.
+fn message_context<V: PermitVerb>(
     caller: EncryptionContext,
-    tenant: &TenantId,
+    permit: &Permit<V>,
     key: &KeyName,
 ) -> Result<EncryptionContext, OperationError> {
     if let Some((name, _)) = caller.iter().find(|(name, _)| EncryptionContext::is_reserved(name)) {
         return Err(OperationError::ReservedContext(name.chars().take(80).collect()));
     }
     let mut context = caller;
-    context.insert("keyfold:tenant", tenant.as_str())?;
+    context.insert("keyfold:tenant", permit.tenant().as_str())?;
     context.insert("keyfold:key", key.as_str())?;
+    permit.covers(key, &context)?;
     Ok(context)
 }
 

@@ -16,7 +16,8 @@ use crate::tenant::Verb;
 pub struct Rewrapping {
     /// The envelope.
     pub envelope: Vec<u8>,
-    /// The caller's context, the same as on encryption. [`RewrapMode::WrappedKey`] does not look at it.
+    /// The caller's context, the same as on encryption. [`RewrapMode::WrappedKey`] looks at
+    /// it only where the permit depends on it.
     pub context: EncryptionContext,
     /// How far it may go.
     pub mode: RewrapMode,
@@ -30,7 +31,8 @@ pub enum RewrapMode {
     /// Whatever is needed: where the data key is retired, the message is sealed again under the active one.
     #[default]
     Auto,
-    /// Only the wrapped-key section is ever replaced: no message is decrypted and no context is needed.
+    /// Only the wrapped-key section is ever replaced: no message is decrypted, and no context is needed, but for
+    /// callers who may rewrap only with certain contexts.
     WrappedKey,
 }
 
@@ -73,14 +75,16 @@ impl Operations {
     async fn renew(&self, permit: &Permit<Rewrap>, request: Rewrapping) -> Result<Rewrapped, OperationError> {
         let head = inspect(&request.envelope)?;
         let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
-        if request.mode == RewrapMode::WrappedKey {
+        let blind = request.mode == RewrapMode::WrappedKey;
+        // Who may rewrap only with certain contexts shows that it is one of them, whatever the mode.
+        if blind && !permit.depends_on_context(&opening.scope.key) {
             return replace_section(request.envelope, &head, &opening, request.weight);
         }
-        let context = message_context(request.context, permit.tenant(), &opening.scope.key)?;
+        let context = message_context(request.context, permit, &opening.scope.key)?;
         if !matches_commitment(&opening.key, &context, &head) {
             return Err(OperationError::ContextMismatch);
         }
-        if opening.active {
+        if blind || opening.active {
             replace_section(request.envelope, &head, &opening, request.weight)
         } else {
             self.seal_again(request.envelope, &head, &opening, &context, request.weight).await

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum_server::tls::TlsInfo;
 use http::{HeaderMap, header};
 
-use crate::access::{Access, AuthenticationError, Principal};
+use crate::access::{Access, AuthenticationError, Presented, Principal};
 use crate::http::problem::Problem;
 
 /// The authenticated caller, for the handlers.
@@ -19,8 +20,10 @@ pub(in crate::http) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Response {
+    let connection = request.extensions().get::<Arc<TlsInfo>>();
+    let certificates = connection.map_or(&[][..], |connection| &connection.peer_certificates);
     let principal = match bearer(request.headers()) {
-        Ok(token) => access.authenticate(token).await,
+        Ok(bearer) => access.authenticate(Presented { bearer, certificates }).await,
         Err(error) => Err(error),
     };
     match principal {
@@ -32,15 +35,15 @@ pub(in crate::http) async fn authenticate(
     }
 }
 
-/// The one bearer token. Two `Authorization` headers are refused: which of them counts is what an attacker would
-/// like to choose.
-fn bearer(headers: &HeaderMap) -> Result<&str, AuthenticationError> {
+/// The bearer token, where there is one. Two `Authorization` headers are refused: which of them counts is what an
+/// attacker would like to choose. So is a header that is no bearer token, even where a client certificate would do.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, AuthenticationError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let value = values.next().ok_or(AuthenticationError::Missing)?;
+    let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(AuthenticationError::Malformed);
     }
     let text = value.to_str().map_err(|_| AuthenticationError::Malformed)?;
     let (scheme, token) = text.split_once(' ').ok_or(AuthenticationError::Malformed)?;
-    if scheme.eq_ignore_ascii_case("bearer") { Ok(token) } else { Err(AuthenticationError::Malformed) }
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(Some(token)) } else { Err(AuthenticationError::Malformed) }
 }

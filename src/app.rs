@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use secrecy::SecretString;
 
@@ -12,7 +12,10 @@ use crate::access::{Access, Pepper};
 use crate::clock::Clock;
 use crate::config::{Secrets, Settings, Variables};
 use crate::http::{Probe, Readiness, ReadinessStatus};
+use crate::kms::aws::AwsKms;
+use crate::kms::guarded::GuardedKms;
 use crate::kms::local::{KeyRingError, LocalKeyRing, Protection};
+use crate::kms::ring::KekRings;
 use crate::kms::router::KmsRouter;
 use crate::kms::{KekState, Kms, KmsError, Urgency};
 use crate::lifecycle::Lifecycle;
@@ -49,11 +52,16 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// The KMS.
     pub kms: Arc<dyn Kms>,
+    /// The guard in front of it, which knows how its regions are.
+    pub guard: Option<GuardedKms>,
     /// The embedded key ring, where there is one.
     pub keyring: Option<LocalKeyRing>,
     /// The server's secret in every API key's hash.
     pub pepper: Pepper,
 }
+
+/// How long the last tasks may take at the end, after the listener has closed.
+const STRAGGLERS_TIME_MAX: Duration = Duration::from_secs(5);
 
 impl App {
     /// Opens what the settings name and puts it together.
@@ -63,25 +71,30 @@ impl App {
         let pepper = pepper(settings, variables)?;
         let store: Arc<dyn Store> = Arc::new(open_store(settings).await?);
         let keyring = open_keyring(settings, variables, dev, &clock).await?;
-        let kms: Arc<dyn Kms> =
-            Arc::new(KmsRouter::new(keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>)));
-        Self::assemble(settings, Parts { clock, store, kms, keyring, pepper })
+        let aws =
+            GuardedKms::new(Arc::new(AwsKms::new(settings.aws.reach())), clock.clone(), settings.aws.guard());
+        let local = keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>);
+        let kms: Arc<dyn Kms> = Arc::new(KmsRouter::new(local, Arc::new(aws.clone())));
+        let guard = Some(aws);
+        Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper })
     }
 
     /// Puts the parts together.
     pub fn assemble(settings: &Settings, parts: Parts) -> anyhow::Result<Self> {
-        let Parts { clock, store, kms, keyring, pepper } = parts;
+        let Parts { clock, store, kms, guard: _guard, keyring, pepper } = parts;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
         let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
         let pool_options = crate::pool::Options::from(&settings.pool);
+        let tracker = lifecycle.tracker.clone();
+        let rings = KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), tracker.clone());
         let pool = DekPool::new(
-            Arc::clone(&kms),
+            rings,
             Arc::clone(&store),
             Arc::clone(&watch),
             clock.clone(),
             &pool_options,
-            lifecycle.tracker.clone(),
+            &tracker,
         );
         let rules = settings.access.rules()?;
         let access = Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper, rules)?;
@@ -95,8 +108,7 @@ impl App {
             Arc::new(AskTheKms(kms)),
         ));
         let probe = Arc::new(StoreProbe(Arc::clone(&store)));
-        let router =
-            crate::http::router(Arc::clone(&operations), Arc::clone(&access), probe, settings.http.edge());
+        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.edge());
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
         Ok(Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush })
     }
@@ -114,7 +126,13 @@ impl App {
         self.lifecycle.soft.cancel();
         self.lifecycle.hard.cancel();
         self.lifecycle.tracker.close();
-        self.lifecycle.tracker.wait().await;
+        // What still waits for a KMS or a registry that does not answer has had its time.
+        if tokio::time::timeout(STRAGGLERS_TIME_MAX, self.lifecycle.tracker.wait()).await.is_err() {
+            tracing::warn!(
+                tasks = self.lifecycle.tracker.len(),
+                "ended with tasks that did not come to an end"
+            );
+        }
         self.pool.clear();
         self.store.close().await;
     }
@@ -142,21 +160,21 @@ pub async fn open_store(settings: &Settings) -> anyhow::Result<SqliteStore> {
     Ok(SqliteStore::open(&settings.registry_file(), SqliteOptions::default()).await?)
 }
 
-/// What protects the key ring that the settings name: the passphrase, or with `--dev` nothing.
+/// What protects the key ring that the settings name: the passphrase, or with `--dev` and no passphrase nothing.
 pub fn keyring_protection(
     settings: &Settings,
     variables: &Variables,
     dev: bool,
 ) -> anyhow::Result<Protection> {
-    if dev {
-        return Ok(Protection::Dev);
+    match Secrets::new(settings, variables).keyring_passphrase()? {
+        // Always, where there is one: who swaps in an unencrypted key ring of his own must not be obeyed.
+        Some(passphrase) => Ok(Protection::Passphrase(SecretString::from(passphrase.as_str()))),
+        None if dev => Ok(Protection::Dev),
+        None => bail!(
+            "the key ring needs its passphrase: set KEYFOLD_KEYRING_PASSPHRASE, or keyring.passphrase_file to a \
+             file that holds it"
+        ),
     }
-    let passphrase = Secrets::new(settings, variables).keyring_passphrase()?;
-    let passphrase = passphrase.context(
-        "the key ring needs its passphrase: set KEYFOLD_KEYRING_PASSPHRASE, or keyring.passphrase_file to a file \
-         that holds it",
-    )?;
-    Ok(Protection::Passphrase(SecretString::from(passphrase.as_str())))
 }
 
 /// The key ring, where there is one: a service whose master keys are all in AWS KMS needs none.

@@ -31,6 +31,11 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
     }
 
+    /// This time moved back; saturates at the beginning of time.
+    pub fn minus(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
+    }
+
     /// How long ago `earlier` was; zero where it is later than this time.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
@@ -120,16 +125,19 @@ impl Clock {
         }
     }
 
-    /// Waits for `duration` of this clock's time.
-    pub async fn sleep(&self, duration: Duration) {
-        match &self.0 {
-            Source::System { .. } => tokio::time::sleep(duration).await,
-            Source::Manual(manual) => {
-                let mut moved = manual.moved.subscribe();
-                let until = self.monotonic().saturating_add(duration);
-                while self.monotonic() < until {
-                    if moved.changed().await.is_err() {
-                        return;
+    /// Waits for `duration` of this clock's time, counted from this call and not from the first poll.
+    pub fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
+        let until = self.monotonic().saturating_add(duration);
+        let source = self.clone();
+        async move {
+            match &source.0 {
+                Source::System { .. } => tokio::time::sleep(until.saturating_sub(source.monotonic())).await,
+                Source::Manual(manual) => {
+                    let mut moved = manual.moved.subscribe();
+                    while source.monotonic() < until {
+                        if moved.changed().await.is_err() {
+                            return;
+                        }
                     }
                 }
             }
@@ -152,18 +160,16 @@ mod tests {
     #[tokio::test]
     async fn a_sleeper_on_a_manual_clock_wakes_when_its_time_has_come_and_not_before() {
         let clock = Clock::manual(Timestamp::from_unix_ms(0));
-        let mut sleeper = tokio_test_task(clock.clone());
-        clock.advance(Duration::from_secs(9));
-        tokio::task::yield_now().await;
-        assert!(!sleeper.is_finished());
-        clock.advance(Duration::from_secs(1));
-        (&mut sleeper).await.unwrap();
+        let sleeper = clock.sleep(Duration::from_secs(10));
+        tokio::pin!(sleeper);
+        clock.advance(Duration::from_millis(9_999));
+        tokio::select! {
+            biased;
+            () = &mut sleeper => panic!("woke too early"),
+            () = std::future::ready(()) => {}
+        }
+        clock.advance(Duration::from_millis(1));
+        sleeper.await;
         assert_eq!(clock.now(), Timestamp::from_unix_ms(10_000));
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "joined by the test")]
-    fn tokio_test_task(clock: Clock) -> tokio::task::JoinHandle<()> {
-        let sleep = async move { clock.sleep(Duration::from_secs(10)).await };
-        tokio::spawn(sleep)
     }
 }

@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::rules::{Grant, Role, Rules};
-use super::{AuthenticationError, Credential, Principal};
+use super::{Attributes, AuthenticationError, Principal};
 use crate::clock::{Clock, Timestamp};
 use crate::store::watch::{ChangeWatch, Mark};
 use crate::store::{ApiKeyRecord, Store};
@@ -107,6 +107,12 @@ pub struct NewApiKey {
     pub token: Zeroizing<String>,
 }
 
+/// Whether `text` has the form of an API key's id. A whole token has not: it is easily pasted where an id belongs, and
+/// must then not be quoted in an answer or a log.
+pub fn is_api_key_id(text: &str) -> bool {
+    text.len() == ID_CHARS && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
 struct Token<'a> {
     id: &'a str,
     secret: Zeroizing<[u8; SECRET_BYTES]>,
@@ -165,20 +171,20 @@ impl ApiKeys {
 
     pub(super) async fn authenticate(&self, bearer: &str) -> Result<Arc<Principal>, AuthenticationError> {
         let token = Token::parse(bearer).ok_or(AuthenticationError::Malformed)?;
-        let known = match self.from_memory(token.id) {
+        let known = match self.remembered(token.id) {
             Some(known) => known,
-            None => self.from_store(token.id).await?,
+            None => self.looked_up(token.id).await?,
         };
         self.check(&known, &token)
     }
 
-    fn from_memory(&self, id: &str) -> Option<Arc<Known>> {
+    fn remembered(&self, id: &str) -> Option<Arc<Known>> {
         let known = self.known.pin().get(id).cloned()?;
         let current = known.seen_mark == self.mark.now() && self.watch.is_current(self.clock.monotonic());
         current.then_some(known)
     }
 
-    async fn from_store(&self, id: &str) -> Result<Arc<Known>, AuthenticationError> {
+    async fn looked_up(&self, id: &str) -> Result<Arc<Known>, AuthenticationError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.mark.now();
         let unknown = AuthenticationError::Refused("no such API key");
@@ -222,7 +228,7 @@ pub(super) fn principal(rules: &Rules, record: &ApiKeyRecord) -> Option<Principa
     let id = format!("api-key:{}", record.id).parse().ok()?;
     let role = Role::unlimited("the API key's record", record.verbs.clone());
     let own = vec![Grant { tenants: record.tenants.clone(), role }];
-    Some(rules.principal(id, own, Credential::ApiKey))
+    Some(rules.principal(id, own, Attributes::api_key()))
 }
 
 #[cfg(test)]

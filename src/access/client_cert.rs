@@ -16,7 +16,7 @@ use rustls::server::danger::ClientCertVerifier;
 use sha2::{Digest, Sha256};
 
 use super::rules::{CertificateRule, Rules, SanRule};
-use super::{AuthenticationError, Credential, Principal};
+use super::{Attributes, AuthenticationError, Principal};
 use crate::clock::Clock;
 
 /// How many certificates are remembered.
@@ -137,7 +137,7 @@ impl ClientCertificates {
             .verify_client_cert(own, intermediates, unix_time(&self.clock))
             .map_err(|_| "the client certificate is expired, revoked or of an unknown authority")?;
         let names = CertificateNames::of(own, fingerprint).ok_or("the client certificate is not readable")?;
-        let principal = principal(&self.rules, names).ok_or("no rule is for this client certificate")?;
+        let principal = principal(&self.rules, &names).ok_or("no rule is for this client certificate")?;
         Ok(Arc::new(principal))
     }
 }
@@ -168,11 +168,13 @@ impl CertificateNames {
 }
 
 /// Whose certificate with these names is: what the first rule that fits says.
-pub fn principal(rules: &Rules, names: CertificateNames) -> Option<Principal> {
-    let (rule, name) = rules.certificates.iter().find_map(|rule| Some((rule, matched(rule, &names)?)))?;
+pub fn principal(rules: &Rules, names: &CertificateNames) -> Option<Principal> {
+    let (rule, name) = rules.certificates.iter().find_map(|rule| Some((rule, matched(rule, names)?)))?;
     let id = format!("cert:{}", rule.principal.as_deref().unwrap_or(&name)).parse().ok()?;
     let own = rule.holding.grants(&[]);
-    Some(rules.principal(id, own, Credential::Certificate(Box::new(names))))
+    let san = (!matches!(rule.san, SanRule::Fingerprint(_))).then(|| name.as_str().into());
+    let attributes = Attributes { method: "client-certificate", san, ..Attributes::default() };
+    Some(rules.principal(id, own, attributes))
 }
 
 fn matched(rule: &CertificateRule, names: &CertificateNames) -> Option<String> {

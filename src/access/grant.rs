@@ -1,18 +1,19 @@
 //! What an authenticated caller may do. One place decides, and [`Permit`] is its only product.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use envelope::EncryptionContext;
 
 use super::rules::{Scope, Unmet};
-use super::{Forbidden, Principal};
+use super::{Circumstances, Forbidden, Principal, ServiceContext};
 use crate::tenant::{KeyName, PrincipalId, TenantId, Verb};
 
 /// Leave to do one kind of thing for one tenant. It cannot be made outside this room.
 pub struct Permit<V> {
     principal: Arc<Principal>,
     tenant: TenantId,
+    circumstances: Option<Arc<Circumstances>>,
     verb: PhantomData<V>,
 }
 
@@ -56,6 +57,28 @@ impl<V> Permit<V> {
     pub fn principal(&self) -> &PrincipalId {
         self.principal.id()
     }
+
+    /// How he authenticated.
+    pub fn method(&self) -> &'static str {
+        self.principal.attributes().method
+    }
+
+    /// This leave, for a call under these circumstances.
+    pub fn under(mut self, circumstances: Option<Arc<Circumstances>>) -> Self {
+        self.circumstances = circumstances;
+        self
+    }
+
+    /// The circumstances of the call, where the edge has established any.
+    pub fn circumstances(&self) -> Option<&Arc<Circumstances>> {
+        self.circumstances.as_ref()
+    }
+
+    /// What the configuration adds to the encryption context of the call.
+    pub fn service_context(&self) -> &ServiceContext {
+        static NONE: LazyLock<ServiceContext> = LazyLock::new(ServiceContext::default);
+        self.circumstances.as_ref().map_or_else(|| &*NONE, |circumstances| &circumstances.context)
+    }
 }
 
 impl<V: PermitVerb> Permit<V> {
@@ -79,12 +102,29 @@ impl<V: PermitVerb> Permit<V> {
 /// Leave to administer the service: it names no tenant, and is no leave to use anybody's keys.
 pub struct Operate {
     principal: Arc<Principal>,
+    circumstances: Option<Arc<Circumstances>>,
 }
 
 impl Operate {
     /// Who was given leave.
     pub fn principal(&self) -> &PrincipalId {
         self.principal.id()
+    }
+
+    /// How he authenticated.
+    pub fn method(&self) -> &'static str {
+        self.principal.attributes().method
+    }
+
+    /// This leave, for a call under these circumstances.
+    pub fn under(mut self, circumstances: Option<Arc<Circumstances>>) -> Self {
+        self.circumstances = circumstances;
+        self
+    }
+
+    /// The circumstances of the call, where the edge has established any.
+    pub fn circumstances(&self) -> Option<&Arc<Circumstances>> {
+        self.circumstances.as_ref()
     }
 }
 
@@ -106,13 +146,23 @@ impl Principal {
         if !self.holds(V::VERB, tenant) {
             return Err(Forbidden::Verb(V::VERB));
         }
-        Ok(Permit { principal: Arc::clone(self), tenant: tenant.clone(), verb: PhantomData })
+        Ok(Permit {
+            principal: Arc::clone(self),
+            tenant: tenant.clone(),
+            circumstances: None,
+            verb: PhantomData,
+        })
     }
 
     /// Leave to administer this tenant: for who holds it with the verb `admin`, and for who operates the service.
     pub fn permit_admin(self: &Arc<Self>, tenant: &TenantId) -> Result<Permit<AdminOf>, Forbidden> {
         if self.holds(Verb::Admin, tenant) || self.may(Verb::Operate) {
-            return Ok(Permit { principal: Arc::clone(self), tenant: tenant.clone(), verb: PhantomData });
+            return Ok(Permit {
+                principal: Arc::clone(self),
+                tenant: tenant.clone(),
+                circumstances: None,
+                verb: PhantomData,
+            });
         }
         // One who administers another tenant is not told whether this one exists.
         Err(if self.may(Verb::Admin) { Forbidden::Tenant } else { Forbidden::Verb(Verb::Admin) })
@@ -121,7 +171,7 @@ impl Principal {
     /// Leave to administer the service.
     pub fn permit_operate(self: &Arc<Self>) -> Result<Operate, Forbidden> {
         if self.may(Verb::Operate) {
-            Ok(Operate { principal: Arc::clone(self) })
+            Ok(Operate { principal: Arc::clone(self), circumstances: None })
         } else {
             Err(Forbidden::Verb(Verb::Operate))
         }
@@ -244,7 +294,7 @@ fn describe(unmet: &Unmet, scope: &Scope, key: &KeyName) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::Credential;
+    use crate::access::Attributes;
     use crate::access::rules::{Grant, Role};
 
     fn principal(tenants: &[&str], verbs: &[Verb]) -> Arc<Principal> {
@@ -253,7 +303,7 @@ mod tests {
             role: Role::unlimited("test", verbs.to_vec()),
         };
         let id = "api-key:test".parse().unwrap();
-        Arc::new(Principal::new(id, vec![grant], vec![], Credential::ApiKey))
+        Arc::new(Principal::new(id, vec![grant], vec![], Attributes::api_key()))
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::claims::{ClaimPath, ClaimWords, Claims, RequiredClaim};
 use super::issuer_keys::{IssuerKeys, check_url};
 use super::rules::{Grant, Holding, Role, Rules};
-use super::{AuthenticationError, Credential, Principal};
+use super::{Attributes, AuthenticationError, Principal};
 use crate::clock::Clock;
 use crate::tenant::{TenantId, Verb};
 
@@ -90,9 +90,14 @@ impl IssuerRule {
         let id = format!("jwt:{}:{subject}", self.name).parse();
         let id = id.map_err(|_| "the token's subject is too long, or has control characters")?;
         let own = self.grants(rules, &claims);
-        let identity =
-            TokenIdentity { issuer_name: self.name.clone(), issuer: self.issuer.clone(), subject, claims };
-        Ok(rules.principal(id, own, Credential::Token(Box::new(identity))))
+        let attributes = Attributes {
+            method: "jwt",
+            subject: Some(subject.into()),
+            issuer: Some(self.issuer.as_str().into()),
+            san: None,
+            claims: Arc::new(Value::Object(claims)),
+        };
+        Ok(rules.principal(id, own, attributes))
     }
 
     fn grants(&self, rules: &Rules, claims: &Claims) -> Vec<Grant> {
@@ -113,19 +118,6 @@ impl IssuerRule {
         }
         grants
     }
-}
-
-/// What a verified token says of who brings it.
-#[derive(Clone, Debug)]
-pub struct TokenIdentity {
-    /// The issuer's name in the configuration.
-    pub issuer_name: String,
-    /// Its `iss`.
-    pub issuer: String,
-    /// Whom it names.
-    pub subject: String,
-    /// All its claims.
-    pub claims: Claims,
 }
 
 /// An issuer cannot be spoken to as its rule says.

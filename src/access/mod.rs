@@ -4,6 +4,8 @@
 //! tenant from the permit, so that a call across tenants cannot be written.
 
 pub mod api_key;
+mod attributes;
+mod circumstances;
 pub mod claims;
 pub mod client_cert;
 mod grant;
@@ -20,7 +22,9 @@ use crate::store::watch::ChangeWatch;
 use crate::store::{Store, StoreError};
 use crate::tenant::{PrincipalId, TenantId, Verb};
 
-pub use api_key::{NewApiKey, Pepper};
+pub use api_key::{NewApiKey, Pepper, is_api_key_id};
+pub use attributes::Attributes;
+pub use circumstances::{Circumstances, ServiceContext};
 pub use grant::{AdminOf, Decrypt, Encrypt, Explanation, Operate, Permit, PermitVerb, Rewrap};
 use rules::{Grant, Restriction, Role, Rules};
 
@@ -32,20 +36,7 @@ pub struct Principal {
     restrictions: Vec<Arc<Restriction>>,
     tenants: Vec<TenantId>,
     verbs: Vec<Verb>,
-    credential: Credential,
-}
-
-/// How a caller has shown who it is, and what that says of it.
-#[derive(Clone, Debug)]
-pub enum Credential {
-    /// An API key.
-    ApiKey,
-    /// A verified token.
-    Token(Box<jwt::TokenIdentity>),
-    /// A verified client certificate.
-    Certificate(Box<client_cert::CertificateNames>),
-    /// The command line, on the service's own data folder.
-    CommandLine,
+    attributes: Attributes,
 }
 
 impl Principal {
@@ -53,7 +44,7 @@ impl Principal {
         id: PrincipalId,
         grants: Vec<Grant>,
         restrictions: Vec<Arc<Restriction>>,
-        credential: Credential,
+        attributes: Attributes,
     ) -> Self {
         let mut tenants: Vec<TenantId> = grants.iter().flat_map(|grant| &grant.tenants).cloned().collect();
         tenants.sort();
@@ -61,12 +52,17 @@ impl Principal {
         let mut verbs: Vec<Verb> = grants.iter().flat_map(|grant| &grant.role.verbs).copied().collect();
         verbs.sort();
         verbs.dedup();
-        Self { id, grants, restrictions, tenants, verbs, credential }
+        Self { id, grants, restrictions, tenants, verbs, attributes }
     }
 
     /// Who: `api-key:ID`, `jwt:ISSUER:SUBJECT` or `cert:NAME`.
     pub fn id(&self) -> &PrincipalId {
         &self.id
+    }
+
+    /// What the credential says beside.
+    pub fn attributes(&self) -> &Attributes {
+        &self.attributes
     }
 
     /// The tenants in which it holds something.
@@ -79,18 +75,14 @@ impl Principal {
         &self.verbs
     }
 
-    /// How it has shown who it is.
-    pub fn credential(&self) -> &Credential {
-        &self.credential
-    }
-
     /// Whoever runs the command line on the service's own data folder: he can read the registry and the pepper, so
     /// there is nothing that a credential could keep from him. He holds no tenant and opens no data this way.
     pub fn local_operator() -> Arc<Self> {
         #[expect(clippy::expect_used, reason = "a constant that parses")]
         let id = "cli:local-operator".parse().expect("a valid principal");
         let role = Role::unlimited("the command line", vec![Verb::Admin, Verb::Operate]);
-        Arc::new(Self::new(id, vec![Grant { tenants: vec![], role }], vec![], Credential::CommandLine))
+        let attributes = Attributes { method: "cli", ..Attributes::default() };
+        Arc::new(Self::new(id, vec![Grant { tenants: vec![], role }], vec![], attributes))
     }
 
     fn may(&self, verb: Verb) -> bool {

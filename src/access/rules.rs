@@ -9,7 +9,7 @@ use envelope::EncryptionContext;
 
 use super::client_cert::Fingerprint;
 use super::jwt::IssuerRule;
-use super::{Credential, Principal};
+use super::{Attributes, Principal};
 use crate::tenant::{KeyName, PrincipalId, TenantId, Verb};
 
 /// All of it.
@@ -228,12 +228,12 @@ pub struct CertificateRule {
 
 impl Rules {
     /// A principal with what its credential gives and what is bound to its name.
-    pub fn principal(&self, id: PrincipalId, own: Vec<Grant>, credential: Credential) -> Principal {
+    pub fn principal(&self, id: PrincipalId, own: Vec<Grant>, attributes: Attributes) -> Principal {
         let mut grants = own;
         let bound = self.bindings.iter().filter(|binding| binding.principal.matches(id.as_str()));
         grants.extend(bound.flat_map(|binding| binding.holding.grants(&[])));
         let restrictions = self.restrictions.iter().filter(|r| r.principal.matches(id.as_str()));
         let restrictions = restrictions.cloned().collect();
-        Principal::new(id, grants, restrictions, credential)
+        Principal::new(id, grants, restrictions, attributes)
     }
 }

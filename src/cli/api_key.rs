@@ -39,7 +39,8 @@ pub(super) enum ApiKeyCommand {
     Revoke {
         /// A tenant that it holds.
         tenant: TenantId,
-        /// Its id: what stands between `kf_` and the next `_`.
+        /// Its id: the 16 characters that follow `kf_` in its token.
+        #[arg(allow_hyphen_values = true)]
         id: String,
     },
 }

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::output;
 use crate::access::Principal;
-use crate::app::App;
+use crate::app::{App, keyring_protection};
 use crate::clock::Clock;
 use crate::config::{Settings, Variables, write_new_secret};
 use crate::kms::local::{LocalKeyRing, Protection};
@@ -58,7 +58,7 @@ pub(super) async fn open(
     kek: Option<KekId>,
 ) -> anyhow::Result<(App, Welcome)> {
     let kek = kek.map_or_else(|| KEK.parse().context("the default KEK"), Ok)?;
-    make_key_ring(settings, &kek).await?;
+    make_key_ring(settings, variables, &kek).await?;
     let app = App::open(settings, variables, true).await?;
     let operator = Principal::local_operator();
     let tenant: TenantId = TENANT.parse()?;
@@ -77,14 +77,19 @@ pub(super) async fn open(
     Ok((app, Welcome { token, token_file }))
 }
 
-async fn make_key_ring(settings: &Settings, kek: &KekId) -> anyhow::Result<()> {
+async fn make_key_ring(settings: &Settings, variables: &Variables, kek: &KekId) -> anyhow::Result<()> {
     let KekHome::Local { name } = kek.home() else { return Ok(()) };
     let (file, clock) = (settings.keyring_file(), Clock::system());
+    let protection = keyring_protection(settings, variables, true)?;
     let ring = if file.exists() {
-        LocalKeyRing::open(file, Protection::Dev, clock).await?
+        LocalKeyRing::open(file, protection, clock).await?
     } else {
-        output::note("making an unencrypted key ring for development: never use it for data that matters");
-        LocalKeyRing::create(file, Protection::Dev, clock).await?
+        if matches!(protection, Protection::Dev) {
+            output::note(
+                "making an unencrypted key ring for development: never use it for data that matters",
+            );
+        }
+        LocalKeyRing::create(file, protection, clock).await?
     };
     if !ring.list().await?.iter().any(|known| known.id == *kek) {
         ring.add(name).await?;

@@ -58,7 +58,7 @@ fn show(head: &Head) {
         output::line("weight            compact: the registry is needed to open it");
     } else {
         output::line("weight            embedded: opens with the master key alone");
-        for (name, value) in wrapped.kms_context().into_iter().flat_map(|context| context.iter()) {
+        for (name, value) in wrapped.kms_context().into_iter().flat_map(envelope::EncryptionContext::iter) {
             output::line(format_args!("KMS context       {name} = {value}"));
         }
         for key in wrapped.keys() {

@@ -4,6 +4,7 @@
 //! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
 
 mod access;
+mod aws;
 mod secrets;
 mod tls;
 
@@ -18,6 +19,7 @@ pub use access::{
     AccessSettings, CertificateSettings, ConditionSettings, GrantSettings, IssuerSettings,
     RequiredClaimSettings, RestrictionSettings, RoleSettings,
 };
+pub use aws::AwsSettings;
 pub use secrets::{SecretError, Secrets, write_new_secret};
 pub use tls::{ClientCertificateDemand, TlsSettings, TlsVersion};
 
@@ -39,12 +41,16 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// The edge.
     pub http: HttpSettings,
+    /// What of a request goes into its encryption context: the `[[context]]` entries. Default none.
+    pub context: crate::http::ContextRules,
     /// The data keys in memory.
     pub pool: PoolSettings,
     /// The registry.
     pub registry: RegistrySettings,
     /// The embedded key ring.
     pub keyring: KeyringSettings,
+    /// AWS KMS.
+    pub aws: AwsSettings,
     /// Credentials.
     pub access: AccessSettings,
     /// The log.
@@ -61,9 +67,11 @@ impl Default for Settings {
             shutdown_secs_max: 30,
             tls: TlsSettings::default(),
             http: HttpSettings::default(),
+            context: crate::http::ContextRules::default(),
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
             keyring: KeyringSettings::default(),
+            aws: AwsSettings::default(),
             access: AccessSettings::default(),
             log: LogSettings::default(),
         }
@@ -112,6 +120,8 @@ settings! {
         deks_max: u64,
         /// How many data keys of one tenant are kept in memory.
         tenant_deks_max: usize,
+        /// For how many values of its key-bound context a tenant has active data keys.
+        tenant_bound_scopes_max: u64,
         /// How long a plaintext data key lives after the KMS last vouched for it.
         dek_plaintext_secs_max: u64,
         /// How long after that it is used while the KMS cannot be reached.
@@ -171,8 +181,10 @@ impl Default for HttpSettings {
 
 impl HttpSettings {
     /// The edge's options.
-    pub fn edge(&self) -> crate::http::Options {
+    fn edge(&self, context: crate::http::ContextRules) -> crate::http::Options {
         crate::http::Options {
+            context,
+            origin_wanted: false,
             plaintext_bytes_max: self.plaintext_bytes_max,
             body_bytes_max: self.body_bytes_max,
             admin_body_bytes_max: self.admin_body_bytes_max,
@@ -297,6 +309,7 @@ impl Settings {
 
     /// What single values cannot tell.
     fn check(&self) -> Result<(), ConfigError> {
+        self.aws.check()?;
         let at_least = |name: &str, value: u64, min: u64| {
             if value >= min {
                 Ok(())
@@ -324,6 +337,11 @@ impl Settings {
         self.tls.check()?;
         self.access.rules()?;
         Ok(())
+    }
+
+    /// The edge's options.
+    pub fn edge(&self) -> crate::http::Options {
+        self.http.edge(self.context.clone())
     }
 
     /// The registry's file.

@@ -86,6 +86,11 @@ impl<'de> Deserialize<'de> for Context {
                 f.write_str("a map of strings to strings")
             }
 
+            // Many clients write what they leave out as null; the interface documents that they may.
+            fn visit_unit<E>(self) -> Result<Context, E> {
+                Ok(Context::default())
+            }
+
             fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Context, A::Error> {
                 let mut context = EncryptionContext::new();
                 while let Some((name, value)) = pairs.next_entry::<Text<'_>, Text<'_>>()? {
@@ -96,7 +101,7 @@ impl<'de> Deserialize<'de> for Context {
                 Ok(Context(context))
             }
         }
-        deserializer.deserialize_map(ContextVisitor)
+        deserializer.deserialize_any(ContextVisitor)
     }
 }
 
@@ -161,7 +166,7 @@ mod tests {
     fn what_is_told_names_the_place_and_never_the_value() {
         assert!(detail(r#"{"plaintext": 5}"#).contains("expected a string at line 1 column 15"));
         assert!(detail(r#"{"plaintext": "a", "plain": 1}"#).contains("unknown field `plain`"));
-        assert!(detail(r#"{}"#).contains("missing field `plaintext`"));
+        assert!(detail("{}").contains("missing field `plaintext`"));
         assert!(detail(r#"{"plaintext": "a", "plaintext": "b"}"#).contains("duplicate field `plaintext`"));
         assert!(
             detail(r#"{"plaintext": "a", "context": {"a": "1", "a": "2"}}"#)

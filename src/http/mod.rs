@@ -3,7 +3,7 @@
 //! Outermost first:
 //! ```text
 //! edge (request id, problem -> body, log) > catch panic
-//!   > per route: in-flight limit and load shed > deadline > body limit > authenticate
+//!   > per route: in-flight limit and load shed > deadline > body limit > authenticate > circumstances
 //!     > handler (permit, parse, operation)
 //! ```
 //! A route cannot be declared without its limits and its guard: [`Route`] has no defaults.
@@ -34,11 +34,13 @@ use crate::tenant::KeyName;
 use handlers::{BodyBytesMax, api_keys, decrypt, encrypt, health, keys, rewrap, tenants};
 use middleware::admission::{Admission, admit};
 use middleware::authenticate::authenticate;
+use middleware::context::circumstances;
 use middleware::deadline::deadline;
 use middleware::edge::{RequestIds, edge};
 use problem::{Code, Problem};
 
 pub use handlers::health::{Readiness, ReadinessStatus};
+pub use middleware::context::{ContextEntry, ContextRules};
 
 /// The edge's limits.
 #[derive(Clone, Debug)]
@@ -54,6 +56,10 @@ pub struct Options {
     pub request_secs_max: u64,
     /// How many requests may be in flight at once. Default 1,024.
     pub in_flight_max: usize,
+    /// What of a request goes into its encryption context. Default nothing.
+    pub context: ContextRules,
+    /// Whether the request's id and source are handed on, for the audit. Default not.
+    pub origin_wanted: bool,
 }
 
 impl Default for Options {
@@ -64,6 +70,8 @@ impl Default for Options {
             admin_body_bytes_max: 64 << 10,
             request_secs_max: 30,
             in_flight_max: 1_024,
+            context: ContextRules::default(),
+            origin_wanted: false,
         }
     }
 }
@@ -97,6 +105,8 @@ enum Guard {
 struct Route {
     methods: UtoipaMethodRouter<Arc<HttpState>>,
     guard: Guard,
+    /// What of the request goes into its encryption context; nothing for what has none.
+    context: ContextRules,
     body_bytes_max: usize,
     time_max: Duration,
     /// Which problems it can answer, beside those that its guard and limits bring.
@@ -107,6 +117,7 @@ const DATA: &[Code] = &[
     Code::MalformedRequest,
     Code::ReservedContext,
     Code::Forbidden,
+    Code::ContextLimit,
     Code::KekDenied,
     Code::KeyRevoked,
     Code::NotFound,
@@ -118,6 +129,7 @@ const OPENING: &[Code] = &[
     Code::MalformedEnvelope,
     Code::ReservedContext,
     Code::Forbidden,
+    Code::ContextLimit,
     Code::KekDenied,
     Code::KeyRevoked,
     Code::NotFound,
@@ -142,10 +154,18 @@ const CHANGING_KEKS: &[Code] = &[
 
 fn route_table(options: &Options) -> Vec<Route> {
     let time_max = Duration::from_secs(options.request_secs_max);
-    let open = |methods| Route { methods, guard: Guard::Open, body_bytes_max: 0, time_max, problems: &[] };
+    let open = |methods| Route {
+        methods,
+        guard: Guard::Open,
+        context: ContextRules::default(),
+        body_bytes_max: 0,
+        time_max,
+        problems: &[],
+    };
     let data = |methods, problems| Route {
         methods,
         guard: Guard::Credential,
+        context: options.context.clone(),
         body_bytes_max: options.body_bytes_max,
         time_max,
         problems,
@@ -153,6 +173,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let admin = |methods, problems| Route {
         methods,
         guard: Guard::Credential,
+        context: ContextRules::default(),
         body_bytes_max: options.admin_body_bytes_max,
         time_max,
         problems,
@@ -180,17 +201,17 @@ fn route_table(options: &Options) -> Vec<Route> {
 /// The whole service as a router.
 pub fn router(
     operations: Arc<Operations>,
-    access: Arc<Access>,
+    access: &Arc<Access>,
     probe: Arc<dyn Probe>,
-    options: Options,
+    options: &Options,
 ) -> axum::Router {
     let admission = Arc::new(Admission::new(options.in_flight_max));
     let mut router = OpenApiRouter::with_openapi(openapi::base());
-    for route in route_table(&options) {
-        router = router.routes(guarded(route, &access, &admission));
+    for route in route_table(options) {
+        router = router.routes(guarded(route, access, &admission, options.origin_wanted));
     }
     let (router, document) = router.split_for_parts();
-    let state = HttpState { operations, probe, options, default_key: KeyName::default() };
+    let state = HttpState { operations, probe, options: options.clone(), default_key: KeyName::default() };
     router
         .merge(openapi::pages(&document))
         .fallback(|| async { Problem::new(Code::NotFound, "there is nothing at this path") })
@@ -209,6 +230,7 @@ fn guarded(
     route: Route,
     access: &Arc<Access>,
     admission: &Arc<Admission>,
+    origin_wanted: bool,
 ) -> UtoipaMethodRouter<Arc<HttpState>> {
     let (schemas, mut paths, mut methods) = route.methods;
     openapi::add_problems(
@@ -218,6 +240,10 @@ fn guarded(
         route.problems,
     );
     if route.guard == Guard::Credential {
+        // Not there where nobody wants it: an unused feature costs nothing.
+        if origin_wanted || !route.context.is_empty() {
+            methods = methods.layer(from_fn_with_state(route.context, circumstances));
+        }
         methods = methods.layer(from_fn_with_state(Arc::clone(access), authenticate));
     }
     methods = methods

@@ -8,6 +8,7 @@ use serde_json::json;
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::path::{Operation, PathItem, Paths};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{
     ComponentsBuilder, ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Ref, RefOr,
     ResponseBuilder,
@@ -42,7 +43,14 @@ pub(super) fn base() -> OpenApi {
         .security_scheme(BEARER, SecurityScheme::Http(scheme))
         .schema(problem_name, problem_schema)
         .build();
-    OpenApiBuilder::new().info(info).components(Some(components)).build()
+    // In the order in which a reader wants them.
+    let tags = [
+        ("data", "Encrypt, decrypt, rewrap"),
+        ("administration", "Tenants, their keys and their API keys"),
+        ("health", "For those who watch the service; without credentials"),
+    ];
+    let tags = tags.map(|(name, what)| TagBuilder::new().name(name).description(Some(what)).build());
+    OpenApiBuilder::new().info(info).components(Some(components)).tags(Some(tags)).build()
 }
 
 /// Adds to every operation the problems that it can answer.

@@ -24,6 +24,8 @@ pub enum Code {
     ReservedContext,
     /// No credential, or not a valid one.
     Unauthenticated,
+    /// The tenant's key-bound context has as many values as are allowed.
+    ContextLimit,
     /// The credential is not granted this.
     Forbidden,
     /// The owner of the master key has cut it off.
@@ -64,6 +66,7 @@ pub enum Code {
 struct Meaning(&'static str, StatusCode, &'static str, bool, &'static str);
 
 impl Code {
+    #[expect(clippy::too_many_lines, reason = "a table: one row a code")]
     fn meaning(self) -> Meaning {
         use StatusCode as S;
         match self {
@@ -94,6 +97,14 @@ impl Code {
                 "A valid credential is needed",
                 false,
                 "send a valid API key or token as Authorization: Bearer ..., or a client certificate that this service knows",
+            ),
+            Self::ContextLimit => Meaning(
+                "context_limit",
+                S::FORBIDDEN,
+                "The key-bound context has too many values",
+                false,
+                "this tenant has data keys for 100 values of its key-bound context already, which is the limit \
+                 (pool.tenant_bound_scopes_max): bind what has many values to the message instead",
             ),
             Self::Forbidden => Meaning(
                 "forbidden",
@@ -261,7 +272,7 @@ impl Problem {
     }
 
     /// One whose details are the operator's business only; the caller reads the code's general explanation.
-    pub fn internal(code: Code, internal: impl ToString) -> Self {
+    pub fn internal(code: Code, internal: &(impl ToString + ?Sized)) -> Self {
         Self { code, detail: code.example().into(), internal: Some(internal.to_string()) }
     }
 
@@ -324,7 +335,7 @@ impl From<AuthenticationError> for Problem {
     fn from(error: AuthenticationError) -> Self {
         match error {
             AuthenticationError::Store(error) => error.into(),
-            AuthenticationError::IssuerUnavailable(_) => Self::internal(Code::IssuerUnavailable, error),
+            AuthenticationError::IssuerUnavailable(_) => Self::internal(Code::IssuerUnavailable, &error),
             // One answer for every reason: which of id, secret, expiry or revocation it was helps only a guesser.
             refused => Self {
                 internal: Some(refused.to_string()),
@@ -343,8 +354,8 @@ impl From<Forbidden> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) => Self::internal(Code::StoreUnavailable, error),
-            other => Self::internal(Code::InternalError, other),
+            StoreError::Unavailable(_) => Self::internal(Code::StoreUnavailable, &error),
+            other => Self::internal(Code::InternalError, &other),
         }
     }
 }
@@ -352,9 +363,9 @@ impl From<StoreError> for Problem {
 impl From<KmsError> for Problem {
     fn from(error: KmsError) -> Self {
         match error {
-            KmsError::Outage { .. } => Self::internal(Code::KmsUnavailable, error),
-            KmsError::Denied { .. } => Self::internal(Code::KekDenied, error),
-            KmsError::Damaged { .. } => Self::internal(Code::ContextMismatch, error),
+            KmsError::Outage { .. } => Self::internal(Code::KmsUnavailable, &error),
+            KmsError::Denied { .. } => Self::internal(Code::KekDenied, &error),
+            KmsError::Damaged { .. } => Self::internal(Code::ContextMismatch, &error),
         }
     }
 }
@@ -372,10 +383,11 @@ impl From<PoolError> for Problem {
             }
             PoolError::Revoked => Self::new(Code::KeyRevoked, Code::KeyRevoked.example()),
             PoolError::Destroyed => Self::new(Code::KeyDestroyed, Code::KeyDestroyed.example()),
-            PoolError::Disbelieved(_) => Self::internal(Code::ContextMismatch, error),
+            PoolError::Disbelieved(_) => Self::internal(Code::ContextMismatch, &error),
             PoolError::TooLargeForKey(_) => Self::new(Code::TooLarge, error.to_string()),
-            PoolError::Busy => Self::internal(Code::Overloaded, error),
-            PoolError::Internal(_) => Self::internal(Code::InternalError, error),
+            PoolError::TooManyBoundScopes(_) => Self::new(Code::ContextLimit, error.to_string()),
+            PoolError::Busy => Self::internal(Code::Overloaded, &error),
+            PoolError::Internal(_) => Self::internal(Code::InternalError, &error),
         }
     }
 }
@@ -388,7 +400,7 @@ impl From<OperationError> for Problem {
             OperationError::Store(error) => return error.into(),
             OperationError::Internal(detail) => return Self::internal(Code::InternalError, detail),
             OperationError::Invalid(_) | OperationError::Context(_) => Code::MalformedRequest,
-            OperationError::ReservedContext(_) => Code::ReservedContext,
+            OperationError::ReservedContext(_) | OperationError::ServiceContext(_) => Code::ReservedContext,
             OperationError::Malformed(_) => Code::MalformedEnvelope,
             OperationError::ContextMismatch => Code::ContextMismatch,
             OperationError::Damaged => Code::CiphertextDamaged,

@@ -82,7 +82,7 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
     let server = server.acceptor(bounded(NoDelayAcceptor::new(), options));
-    server.serve(router.into_make_service()).await
+    server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
 /// Serves HTTP over TLS until the handle stops it.
@@ -97,7 +97,8 @@ pub async fn serve_tls(
     let acceptor = RustlsAcceptor::new(tls.config())
         .handshake_timeout(tls.handshake_time_max())
         .acceptor(NoDelayAcceptor::new());
-    server.acceptor(bounded(acceptor, options)).serve(router.into_make_service()).await
+    let server = server.acceptor(bounded(acceptor, options));
+    server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
 /// Serves HTTP on a unix socket until the handle stops it.

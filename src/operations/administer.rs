@@ -2,7 +2,7 @@
 //! after it sees what was before.
 
 use super::{OperationError, Operations};
-use crate::access::{AdminOf, NewApiKey, Operate, Permit, Principal};
+use crate::access::{AdminOf, NewApiKey, Operate, Permit, Principal, is_api_key_id};
 use crate::audit::Attempt;
 use crate::clock::Timestamp;
 use crate::store::{ApiKeyRecord, KeyPolicy, KeyRecord, Status, StoreError, TenantRecord};
@@ -228,6 +228,7 @@ impl Operations {
         permit: &Permit<AdminOf>,
         page: Page<String>,
     ) -> Result<Vec<ApiKeyRecord>, OperationError> {
+        self.tenant(permit).await?;
         Ok(self.store.api_keys(Some(permit.tenant()), page.after.as_deref(), page.limit).await?)
     }
 
@@ -239,6 +240,12 @@ impl Operations {
     ) -> Result<ApiKeyRecord, OperationError> {
         let attempt = self.audit.begin_change("api-key.revoke", permit.principal(), Some(permit.tenant()));
         let revoked = async {
+            if !is_api_key_id(id) {
+                return Err(OperationError::Invalid(
+                    "this is not an API key's id: name the 16 characters that follow kf_ in its token"
+                        .to_owned(),
+                ));
+            }
             let missing =
                 || OperationError::NotFound(format!("API key '{id}' in tenant '{}'", permit.tenant()));
             let record = self.store.api_key(id).await?;

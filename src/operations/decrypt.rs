@@ -62,7 +62,8 @@ impl Operations {
 
     async fn open(&self, permit: &Permit<Decrypt>, request: Decryption) -> Result<Decrypted, OperationError> {
         let head = inspect(&request.envelope)?;
-        let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
+        let service = permit.service_context();
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
         let key = opening.scope.key.clone();
         let context = message_context(request.context, permit, &key)?;
         let rewrap_advised = !opening.active || opening.section(None) != *head.wrapped();

@@ -66,9 +66,10 @@ impl Operations {
         permit: &Permit<Encrypt>,
         request: Encryption<'_>,
     ) -> Result<Encrypted, OperationError> {
+        let service = permit.service_context();
         let context = message_context(request.context, permit, &request.key)?;
         request.plaintext.check()?;
-        let scope = scope(permit.tenant(), &request.key);
+        let scope = scope(permit.tenant(), &request.key, service);
         let bytes_max = request.plaintext.bytes_max();
         let sealing = self.pool.to_encrypt(&scope, bytes_max as u64).await?;
         let section = sealing.section(request.weight);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use envelope::{ContextError, EncryptionContext, FormatError, OpenError, Salt, SealError};
 
-use crate::access::{Access, Forbidden, Permit, PermitVerb};
+use crate::access::{Access, Forbidden, Permit, PermitVerb, ServiceContext};
 use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::pool::{DekPool, PoolError};
@@ -82,6 +82,9 @@ pub enum OperationError {
         "the context name {0:?} is reserved: names that begin with \"keyfold:\" or \"aws\" are the service's"
     )]
     ReservedContext(String),
+    /// A context name of the caller's is one to which the configuration gives another source.
+    #[error("the context name {0:?} is set by the service from the request or its credential: leave it out")]
+    ServiceContext(String),
     /// The context breaks a limit or names something twice.
     #[error("the context is not valid: {0}")]
     Context(#[from] ContextError),
@@ -127,25 +130,35 @@ impl From<OpenError> for OperationError {
     }
 }
 
-/// The context of a message: the caller's pairs and the service's own, which he can neither set nor leave out. Only
-/// for whom the permit covers this key with this context.
+/// The context of a message: the caller's pairs, those that the configuration takes from the request, and the
+/// service's own. The caller can neither set nor leave out any but his. Only for whom the permit covers this key with
+/// this context.
 fn message_context<V: PermitVerb>(
     caller: EncryptionContext,
     permit: &Permit<V>,
     key: &KeyName,
 ) -> Result<EncryptionContext, OperationError> {
+    let service = permit.service_context();
+    let quoted = |name: &str| name.chars().take(80).collect();
     if let Some((name, _)) = caller.iter().find(|(name, _)| EncryptionContext::is_reserved(name)) {
-        return Err(OperationError::ReservedContext(name.chars().take(80).collect()));
+        return Err(OperationError::ReservedContext(quoted(name)));
+    }
+    // A name without a value in this call is not the caller's either: he would speak for the credential.
+    if let Some(name) = service.names.iter().find(|name| caller.get(name).is_some()) {
+        return Err(OperationError::ServiceContext(quoted(name)));
     }
     let mut context = caller;
+    for (name, value) in service.iter() {
+        context.insert(name, value)?;
+    }
     context.insert("keyfold:tenant", permit.tenant().as_str())?;
     context.insert("keyfold:key", key.as_str())?;
     permit.covers(key, &context)?;
     Ok(context)
 }
 
-fn scope(tenant: &TenantId, key: &KeyName) -> DekScope {
-    DekScope { tenant: tenant.clone(), key: key.clone(), bound: EncryptionContext::new() }
+fn scope(tenant: &TenantId, key: &KeyName, service: &ServiceContext) -> DekScope {
+    DekScope { tenant: tenant.clone(), key: key.clone(), bound: service.bound.clone() }
 }
 
 fn new_salt() -> Result<Salt, OperationError> {

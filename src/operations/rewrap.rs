@@ -74,7 +74,8 @@ impl Operations {
 
     async fn renew(&self, permit: &Permit<Rewrap>, request: Rewrapping) -> Result<Rewrapped, OperationError> {
         let head = inspect(&request.envelope)?;
-        let opening = self.pool.to_decrypt(permit.tenant(), &head).await?;
+        let service = permit.service_context();
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
         let blind = request.mode == RewrapMode::WrappedKey;
         // Who may rewrap only with certain contexts shows that it is one of them, whatever the mode.
         if blind && !permit.depends_on_context(&opening.scope.key) {

@@ -9,10 +9,12 @@ use envelope::{DataKey, DataKeyId, EncryptionContext, WrappedDataKey, WrappedKey
 use super::PoolError;
 use super::cache::Cache;
 use super::directory::Directory;
+use super::flights::Destination;
 use super::live::{Facts, Lifetimes, LiveDek};
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
-use crate::kms::{self, Kms, KmsError, Urgency, ring};
+use crate::kms::ring::{KekRings, RingFailure};
+use crate::kms::{self, KmsError, Urgency};
 use crate::store::watch::ChangeWatch;
 use crate::store::{
     Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoredDek, TenantRecord,
@@ -22,13 +24,14 @@ use crate::tenant::{Kek, KekId, KeyName, TenantId};
 
 /// Everything that a miss needs.
 pub(super) struct Fetch {
-    pub(super) kms: Arc<dyn Kms>,
+    pub(super) rings: KekRings,
     pub(super) store: Arc<dyn Store>,
     pub(super) watch: Arc<ChangeWatch>,
     pub(super) directory: Directory,
     pub(super) clock: Clock,
     pub(super) cache: Cache,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
+    pub(super) bound_scopes_max: u64,
     pub(super) lifetimes: Lifetimes,
 }
 
@@ -38,25 +41,47 @@ pub(super) struct Wanted {
     tenant: TenantId,
     id: DataKeyId,
     /// What the envelope brings, where the registry does not know the data key. It is part of what is wanted, so
-    /// that one caller's forged section cannot make another's fail.
-    brought: Option<WrappedKeys>,
+    /// that one caller's forged section cannot make another's fail; so are the pairs that his call binds to it.
+    brought: Option<(WrappedKeys, EncryptionContext)>,
 }
 
 impl Eq for Wanted {}
 
 impl Hash for Wanted {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.tenant, self.id, self.brought.as_ref().map(WrappedKeys::as_bytes)).hash(state);
+        let brought = self.brought.as_ref().map(|(section, bound)| (section.as_bytes(), bound));
+        (&self.tenant, self.id, brought).hash(state);
     }
 }
 
 impl Wanted {
+    pub(super) fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
     pub(super) fn registered(tenant: &TenantId, id: DataKeyId) -> Self {
         Self { tenant: tenant.clone(), id, brought: None }
     }
 
-    pub(super) fn brought(tenant: &TenantId, id: DataKeyId, section: &WrappedKeys) -> Self {
-        Self { tenant: tenant.clone(), id, brought: Some(section.clone()) }
+    pub(super) fn brought(
+        tenant: &TenantId,
+        id: DataKeyId,
+        section: &WrappedKeys,
+        bound: &EncryptionContext,
+    ) -> Self {
+        Self { tenant: tenant.clone(), id, brought: Some((section.clone(), bound.clone())) }
+    }
+}
+
+impl Destination for Wanted {
+    fn brought_bytes(&self) -> usize {
+        self.brought.as_ref().map_or(0, |(section, _)| section.as_bytes().len())
+    }
+}
+
+impl Destination for DekScope {
+    fn brought_bytes(&self) -> usize {
+        0
     }
 }
 
@@ -79,7 +104,7 @@ impl Fetch {
                 )
                 .await
             }
-            Some(section) => self.open_brought(&tenant, wanted.id, section, seen_mark).await,
+            Some((section, bound)) => self.open_brought(&tenant, wanted.id, section, bound, seen_mark).await,
         }
     }
 
@@ -103,7 +128,10 @@ impl Fetch {
                 self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await?
             }
             Some(stored) => self.succeed(&tenant, &key, scope, stored.dek.id, seen_mark).await?,
-            None => self.make(&tenant, &key, scope, None, seen_mark).await?,
+            None => {
+                self.has_room_for_scope(scope).await?;
+                self.make(&tenant, &key, scope, None, seen_mark).await?
+            }
         };
         self.active.pin().insert(scope.clone(), Arc::clone(&live));
         Ok(live)
@@ -129,8 +157,17 @@ impl Fetch {
             Some(live) => live.counts.has_room(bytes, &key.policy),
             None => Counts::from_registry(stored.dek.messages, stored.dek.bytes).has_room(bytes, &key.policy),
         };
-        let under_a_former_kek = stored.wrapped.iter().any(|form| tenant.ring.member(&form.kek).is_none());
-        counted && !under_a_former_kek && self.retires_at(&stored.dek, &key.policy) > self.clock.monotonic()
+        counted && self.retires_at(tenant, stored, &key.policy) > self.clock.monotonic()
+    }
+
+    /// Refuses one more value of the key-bound context than the tenant may have. Two that come at the very same time
+    /// may both pass: the limit keeps a mapping from exploding, and is no promise to the last one.
+    async fn has_room_for_scope(&self, scope: &DekScope) -> Result<(), PoolError> {
+        let limit = self.bound_scopes_max;
+        if scope.bound.is_empty() || self.store.bound_scopes(&scope.tenant).await? < limit {
+            return Ok(());
+        }
+        Err(PoolError::TooManyBoundScopes(limit))
     }
 
     /// Ends `predecessor` and puts the data key that waits, or else a new one, in its place.
@@ -168,8 +205,8 @@ impl Fetch {
         // Durable before first use: a ciphertext under a data key that a crash forgets would be lost for ever.
         match self.store.activate_dek(predecessor, &new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
-                let live = self.live(&new.stored, &key.policy, seen_mark)?;
-                self.received(&live, new.key, new.by);
+                let live = self.live(tenant, &new.stored, &key.policy, seen_mark)?;
+                self.received(&live, new.key, new.by, new.asked_at);
                 Ok(live)
             }
             Activation::Taken(theirs) => {
@@ -189,8 +226,8 @@ impl Fetch {
         let new = self.generate(&tenant, scope, DekState::Next, Urgency::Background).await?;
         match self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
-                let live = self.live(&new.stored, &key.policy, seen_mark)?;
-                self.received(&live, new.key, new.by);
+                let live = self.live(&tenant, &new.stored, &key.policy, seen_mark)?;
+                self.received(&live, new.key, new.by, new.asked_at);
                 Ok(live)
             }
             Activation::Taken(theirs) => {
@@ -209,10 +246,11 @@ impl Fetch {
         let now = self.clock.now();
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
-        let generated =
-            ring::generate(&*self.kms, &tenant.ring, &context, urgency).await.inspect_err(|failure| {
-                self.heed(std::slice::from_ref(failure));
-            })?;
+        let asked_at = self.clock.monotonic();
+        let generated = match self.rings.generate(&tenant.ring, &context, urgency).await {
+            Ok(generated) => generated,
+            Err(failure) => return Err(self.refused(failure)),
+        };
         self.heed(&generated.missing);
         for missing in &generated.missing {
             tracing::warn!(tenant = %tenant.id, dek = %id, error = %missing, "a new data key lacks a wrapped form");
@@ -225,7 +263,7 @@ impl Fetch {
         });
         let stored =
             StoredDek { dek: DekRecord::new(id, scope.clone(), state, now), wrapped: wrapped.collect() };
-        Ok(Made { stored, key: DataKey::new(id, generated.plaintext), by: generated.by })
+        Ok(Made { stored, key: DataKey::new(id, generated.plaintext), by: generated.by, asked_at })
     }
 
     /// Brings a data key of the registry into memory, or what is in memory up to date.
@@ -250,10 +288,10 @@ impl Fetch {
         let key = self.directory.key(&tenant.id, &stored.dek.scope.key).await?;
         let live = match self.cache.find(&tenant.id, stored.dek.id) {
             Some(live) => {
-                live.learn(self.facts(&stored, &key.policy, seen_mark)?);
+                live.learn(self.facts(tenant, &stored, &key.policy, seen_mark)?);
                 live
             }
-            None => self.live(&stored, &key.policy, seen_mark)?,
+            None => self.live(tenant, &stored, &key.policy, seen_mark)?,
         };
         let section = live.facts().section.clone();
         if live.plaintext(self.clock.monotonic()).is_none() {
@@ -264,21 +302,22 @@ impl Fetch {
     }
 
     /// Opens a data key that only the envelope knows. The section comes from the caller, so it is believed only as
-    /// far as it agrees with what is known: its KMS context must be exactly the one that this tenant, key and data
-    /// key call for, and only KEKs of the tenant's ring, now or earlier, are asked. Otherwise anyone could bring a
+    /// far as it agrees with what is known: its KMS context must be exactly the one that this tenant, key, data key
+    /// and the call's key-bound pairs call for, and only KEKs of the tenant's ring, now or earlier, are asked. Otherwise anyone could bring a
     /// data key of his own, wrapped under a KEK of his own, and have his forgery opened as genuine.
     async fn open_brought(
         &self,
         tenant: &TenantRecord,
         id: DataKeyId,
         section: &WrappedKeys,
+        bound: &EncryptionContext,
         seen_mark: u64,
     ) -> Result<Arc<LiveDek>, PoolError> {
         let brought = section.kms_context().ok_or(PoolError::UnknownDek)?;
         let disbelieved = PoolError::Disbelieved("its KMS context is not of this tenant, key and data key");
         let key_name = brought.get("keyfold:key").and_then(|name| name.parse::<KeyName>().ok());
         let key_name = key_name.ok_or_else(|| disbelieved.clone())?;
-        let scope = DekScope { tenant: tenant.id.clone(), key: key_name, bound: EncryptionContext::new() };
+        let scope = DekScope { tenant: tenant.id.clone(), key: key_name, bound: bound.clone() };
         if kms_context(&scope, id)? != *brought {
             return Err(disbelieved);
         }
@@ -319,28 +358,37 @@ impl Fetch {
             .iter()
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
-        match ring::unwrap(&*self.kms, keks, &forms, &context, urgency).await {
+        // The KMS vouches for the moment at which it decided, which is not before it was asked.
+        let asked_at = self.clock.monotonic();
+        let failure = match self.rings.unwrap(keks, &forms, &context, urgency).await {
             Ok(unwrapped) => {
                 self.heed(&unwrapped.denials);
                 let key = DataKey::new(live.id, unwrapped.plaintext);
-                live.vouch(key, unwrapped.by, self.clock.monotonic(), self.lifetimes);
+                live.vouch(key, unwrapped.by, asked_at, self.lifetimes);
+                return Ok(());
+            }
+            Err(failure) => failure,
+        };
+        match self.refused(failure) {
+            PoolError::Kms(KmsError::Outage { .. })
+                if live.outlast(self.clock.monotonic(), self.lifetimes) =>
+            {
                 Ok(())
             }
-            Err(failure) => {
-                self.heed(&failure.failures);
-                match failure.deciding() {
-                    Some(KmsError::Outage { .. }) if live.outlast(self.clock.monotonic(), self.lifetimes) => {
-                        Ok(())
-                    }
-                    Some(outage @ KmsError::Outage { .. }) => Err(outage.into()),
-                    Some(refused) => {
-                        live.wipe();
-                        Err(refused.into())
-                    }
-                    None => Err(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring")),
-                }
+            outage @ PoolError::Kms(KmsError::Outage { .. }) => Err(outage),
+            refused => {
+                live.wipe();
+                Err(refused)
             }
         }
+    }
+
+    /// Heeds what every member of a ring has said, and gives the answer that decides.
+    fn refused(&self, failure: RingFailure) -> PoolError {
+        self.heed(&failure.failures);
+        failure
+            .deciding()
+            .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)
     }
 
     /// A KEK's owner has said no: everything that this KEK has vouched for goes, whoever uses it.
@@ -352,13 +400,14 @@ impl Fetch {
         }
     }
 
-    fn received(&self, live: &Arc<LiveDek>, key: DataKey, by: KekId) {
-        live.vouch(key, by, self.clock.monotonic(), self.lifetimes);
+    fn received(&self, live: &Arc<LiveDek>, key: DataKey, by: KekId, asked_at: Duration) {
+        live.vouch(key, by, asked_at, self.lifetimes);
         self.cache.keep(Arc::clone(live));
     }
 
     fn live(
         &self,
+        tenant: &TenantRecord,
         stored: &StoredDek,
         policy: &KeyPolicy,
         seen_mark: u64,
@@ -366,12 +415,18 @@ impl Fetch {
         let dek = &stored.dek;
         let context = kms_context(&dek.scope, dek.id)?.canonical();
         let counts = Counts::from_registry(dek.messages, dek.bytes);
-        let facts = self.facts(stored, policy, seen_mark)?;
+        let facts = self.facts(tenant, stored, policy, seen_mark)?;
         let mark = self.directory.mark(&dek.scope.tenant);
         Ok(Arc::new(LiveDek::new(dek.id, dek.scope.clone(), &context, counts, facts, mark)))
     }
 
-    fn facts(&self, stored: &StoredDek, policy: &KeyPolicy, seen_mark: u64) -> Result<Facts, PoolError> {
+    fn facts(
+        &self,
+        tenant: &TenantRecord,
+        stored: &StoredDek,
+        policy: &KeyPolicy,
+        seen_mark: u64,
+    ) -> Result<Facts, PoolError> {
         let context = kms_context(&stored.dek.scope, stored.dek.id)?;
         let forms: Vec<_> = stored
             .wrapped
@@ -380,7 +435,7 @@ impl Fetch {
             .collect();
         let section = WrappedKeys::new(&context, &forms)
             .map_err(|_| PoolError::Internal("the registry's wrapped forms do not fit into an envelope"))?;
-        let retires_at = self.retires_at(&stored.dek, policy);
+        let retires_at = self.retires_at(tenant, stored, policy);
         Ok(Facts {
             state: stored.dek.state,
             policy: *policy,
@@ -391,7 +446,13 @@ impl Fetch {
         })
     }
 
-    fn retires_at(&self, dek: &DekRecord, policy: &KeyPolicy) -> Duration {
+    /// When a data key stops encrypting: at its age, or at once where the tenant's ring no longer has a KEK that
+    /// wraps it.
+    fn retires_at(&self, tenant: &TenantRecord, stored: &StoredDek, policy: &KeyPolicy) -> Duration {
+        if stored.wrapped.iter().any(|form| tenant.ring.member(&form.kek).is_none()) {
+            return Duration::ZERO;
+        }
+        let dek = &stored.dek;
         let since = dek.activated_at.unwrap_or(dek.created_at);
         let age = self.clock.now().since(since);
         self.clock.monotonic() + Duration::from_secs(policy.dek_age_secs_max).saturating_sub(age)
@@ -402,6 +463,8 @@ struct Made {
     stored: StoredDek,
     key: DataKey,
     by: KekId,
+    /// When the KMS was asked; monotonic.
+    asked_at: Duration,
 }
 
 /// The KEKs whose wrapped forms are believed: the tenant's ring, then what was in it before.

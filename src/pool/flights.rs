@@ -5,14 +5,24 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
+use moka::policy::EvictionPolicy;
 use tokio_util::task::TaskTracker;
 
 use super::PoolError;
 use super::live::LiveDek;
 use crate::clock::Clock;
+use crate::store::watch::Mark;
 
-/// How many landings are remembered. One that is forgotten early only costs a call.
-const REMEMBERED_MAX: u64 = 10_000;
+/// How much memory landings may take, in bytes. One that is forgotten early only costs a call.
+const REMEMBERED_BYTES_MAX: u64 = 16 << 20;
+/// About what a landing takes beside what its destination brings.
+const LANDING_BYTES: u32 = 512;
+
+/// What a flight is for.
+pub(super) trait Destination: Hash + Eq + Clone + Send + Sync + 'static {
+    /// How many bytes of a caller's it holds: he may bring much, often.
+    fn brought_bytes(&self) -> usize;
+}
 
 /// What is being fetched, or was fetched a moment ago.
 pub(super) struct Flights<K> {
@@ -26,44 +36,60 @@ pub(super) struct Flights<K> {
 struct Landing {
     outcome: Result<Arc<LiveDek>, PoolError>,
     at: Duration,
+    /// The tenant's mark when the flight began.
+    seen_mark: u64,
 }
 
-impl<K: Hash + Eq + Clone + Send + Sync + 'static> Flights<K> {
+impl<K: Destination> Flights<K> {
     /// Errors are remembered for `error_memory`, so that a dead key cannot storm the KMS.
     pub(super) fn new(clock: Clock, error_memory: Duration, tracker: TaskTracker) -> Self {
         let landings = moka::future::Cache::builder()
-            .max_capacity(REMEMBERED_MAX)
+            .weigher(|key: &K, _| {
+                u32::try_from(key.brought_bytes()).unwrap_or(u32::MAX).saturating_add(LANDING_BYTES)
+            })
+            .max_capacity(REMEMBERED_BYTES_MAX)
+            // The default policy may turn a new landing away, and an error must be remembered.
+            .eviction_policy(EvictionPolicy::lru())
             // Only frees memory: what a landing is worth is decided by the injected clock.
-            .time_to_live(Duration::from_secs(60))
+            .time_to_live(Duration::from_mins(1))
             .build();
         Self { landings, clock, error_memory, tracker }
     }
 
-    /// Joins the flight for `key`, or starts it with `fetch`. `good` says whether an earlier landing still serves.
+    /// Joins the flight for `key`, or starts it with `fetch`. `good` says whether an earlier landing still serves; an
+    /// error serves for a moment, unless something of the tenant has changed since (`mark`).
     ///
-    /// The work runs as a task of its own: a client that goes away does not take it from those who wait with him.
+    /// Flight and wait run as tasks of their own: a client that goes away takes the flight from nobody who waits with
+    /// him, and a panic is an error for all of them.
     pub(super) async fn join<F>(
         &self,
         key: K,
-        good: impl Fn(&Arc<LiveDek>) -> bool + Send + Sync,
+        mark: Arc<Mark>,
+        good: impl Fn(&Arc<LiveDek>) -> bool + Send + Sync + 'static,
         fetch: F,
     ) -> Result<Arc<LiveDek>, PoolError>
     where
         F: Future<Output = Result<Arc<LiveDek>, PoolError>> + Send + 'static,
     {
-        let (clock, tracker) = (self.clock.clone(), self.tracker.clone());
+        let lost = || PoolError::Internal("the task that fetched a data key did not end well");
+        let (clock, tracker, began_at) = (self.clock.clone(), self.tracker.clone(), Arc::clone(&mark));
         let init = async move {
-            let outcome = match tracker.spawn(fetch).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(PoolError::Internal("the task that fetched a data key did not end well")),
-            };
-            Landing { outcome, at: clock.monotonic() }
+            let seen_mark = began_at.now();
+            let outcome = tracker.spawn(fetch).await.unwrap_or_else(|_| Err(lost()));
+            Landing { outcome, at: clock.monotonic(), seen_mark }
         };
-        let over = |landing: &Landing| match &landing.outcome {
+        let (clock, error_memory) = (self.clock.clone(), self.error_memory);
+        let over = move |landing: &Landing| match &landing.outcome {
             Ok(live) => !good(live),
-            Err(_) => self.clock.monotonic().saturating_sub(landing.at) >= self.error_memory,
+            Err(_) => {
+                landing.seen_mark != mark.now()
+                    || clock.monotonic().saturating_sub(landing.at) >= error_memory
+            }
         };
-        self.landings.entry(key).or_insert_with_if(init, over).await.into_value().outcome
+        let landings = self.landings.clone();
+        let wait =
+            async move { landings.entry(key).or_insert_with_if(init, over).await.into_value().outcome };
+        self.tracker.spawn(wait).await.unwrap_or_else(|_| Err(lost()))
     }
 
     /// Forgets everything.

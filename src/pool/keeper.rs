@@ -2,7 +2,7 @@
 //! counts, and the letting go of what nobody uses.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::live::{LiveDek, as_ms};
 use super::{DekPool, PoolError};
+use crate::clock::Clock;
 use crate::kms::Urgency;
 use crate::store::{DekState, Usage};
 
@@ -18,6 +19,22 @@ const AHEAD_PERCENT: u32 = 80;
 /// How long after a failed renewal or preparation the next try waits.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(1);
+
+/// Stands for the time of a try that is under way: however long the KMS takes, no second one joins it.
+const UNDER_WAY: u64 = u64::MAX;
+
+/// Says from when on something may be tried again, however the try ends.
+struct Again<'a> {
+    from: &'a AtomicU64,
+    clock: &'a Clock,
+    delay: Duration,
+}
+
+impl Drop for Again<'_> {
+    fn drop(&mut self) {
+        self.from.store(as_ms(self.clock.monotonic() + self.delay), Ordering::Relaxed);
+    }
+}
 
 impl DekPool {
     /// Runs until `stop`, then flushes the counts a last time.
@@ -46,7 +63,7 @@ impl DekPool {
         let now = self.fetch.clock.monotonic();
         for live in self.fetch.cache.all() {
             if self.needs_renewal(&live, now) {
-                live.tried_ms.store(as_ms(now), Ordering::Relaxed);
+                live.tried_ms.store(UNDER_WAY, Ordering::Relaxed);
                 let pool = self.clone();
                 let renewed = Arc::clone(&live);
                 tracker.spawn(async move { pool.renew(&renewed).await });
@@ -54,7 +71,7 @@ impl DekPool {
                 live.wipe();
             }
             if self.needs_successor(&live, now) {
-                live.prepared_ms.store(as_ms(now), Ordering::Relaxed);
+                live.prepared_ms.store(UNDER_WAY, Ordering::Relaxed);
                 let pool = self.clone();
                 tracker.spawn(async move { pool.prepare_successor(&live).await });
             }
@@ -92,12 +109,11 @@ impl DekPool {
     /// Has the next data key made, and keeps it warm: its plaintext counts as used, and is renewed as any other.
     async fn prepare_successor(&self, live: &Arc<LiveDek>) {
         let scope = &live.scope;
+        let mut again = Again { from: &live.prepared_ms, clock: &self.fetch.clock, delay: Duration::ZERO };
         match self.fetch.next(scope).await {
             Ok(next) => {
-                let now = self.fetch.clock.monotonic();
-                next.plaintext(now);
-                let again = now + self.fetch.lifetimes.plaintext_max * 2 / 5;
-                live.prepared_ms.store(as_ms(again), Ordering::Relaxed);
+                next.plaintext(self.fetch.clock.monotonic());
+                again.delay = self.fetch.lifetimes.plaintext_max * 2 / 5;
             }
             Err(error) => {
                 tracing::warn!(tenant = %scope.tenant, key = %scope.key, %error, "the next data key could not be made ahead of time");
@@ -106,6 +122,7 @@ impl DekPool {
     }
 
     async fn renew(&self, live: &Arc<LiveDek>) {
+        let _again = Again { from: &live.tried_ms, clock: &self.fetch.clock, delay: Duration::ZERO };
         let section = live.facts().section.clone();
         let renewed: Result<(), PoolError> = async {
             let tenant = self.fetch.directory.tenant(&live.scope.tenant).await?;

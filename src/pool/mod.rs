@@ -17,11 +17,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use envelope::{DataKey, DataKeyId, Head, WrappedKeys};
+use envelope::{DataKey, DataKeyId, EncryptionContext, Head, WrappedKeys};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::kms::{Kms, KmsError};
+use crate::kms::KmsError;
+use crate::kms::ring::KekRings;
 use crate::store::watch::ChangeWatch;
 use crate::store::{DekScope, DekState, EnvelopeWeight, Store, StoreError};
 use crate::tenant::{KeyName, TenantId};
@@ -39,6 +40,9 @@ pub struct Options {
     pub deks_max: u64,
     /// How many data keys of one tenant are kept in memory, so that no tenant pushes out the others. Default 1,000.
     pub tenant_deks_max: usize,
+    /// For how many values of its key-bound context a tenant has active data keys: each is a data key of its own,
+    /// with KMS calls of its own. Default 100.
+    pub tenant_bound_scopes_max: u64,
     /// How long a plaintext data key lives after the KMS last vouched for it, in seconds. Default 300. Within this
     /// time an owner's decision at the KMS takes effect everywhere.
     pub dek_plaintext_secs_max: u64,
@@ -58,6 +62,7 @@ impl Default for Options {
         Self {
             deks_max: 10_000,
             tenant_deks_max: 1_000,
+            tenant_bound_scopes_max: 100,
             dek_plaintext_secs_max: 300,
             dek_stale_secs_max: 3_600,
             dek_idle_secs_max: 900,
@@ -103,6 +108,12 @@ pub enum PoolError {
     /// What was fetched was used up, changed or crowded out before it could be used, several times over.
     #[error("the data key was used up, changed or crowded out while it was handed over")]
     Busy,
+    /// The context bound to the data key has more values in this tenant than are allowed.
+    #[error(
+        "this tenant has data keys for {0} values of its key-bound context already, which is the limit \
+         (pool.tenant_bound_scopes_max): bind what has many values to the message instead"
+    )]
+    TooManyBoundScopes(u64),
     /// A fault of keyfold's own.
     #[error("{0}")]
     Internal(&'static str),
@@ -135,7 +146,7 @@ pub struct Opening {
     pub key: Arc<DataKey>,
     /// What it serves: the tenant, the key's name, and the context bound to the data key.
     pub scope: DekScope,
-    /// Whether it still encrypts.
+    /// Whether it still encrypts: its time is not over, and its KEKs are those of the tenant's ring.
     pub active: bool,
     /// What an embedded envelope would carry today.
     pub embedded: WrappedKeys,
@@ -177,26 +188,27 @@ pub struct DekPool {
 const TOUCH_MS: u64 = 1_000;
 
 impl DekPool {
-    /// A pool over this KMS and registry. Its background work runs on `tracker`.
+    /// A pool over these KEK rings and this registry. Its background work runs on `tracker`.
     pub fn new(
-        kms: Arc<dyn Kms>,
+        rings: KekRings,
         store: Arc<dyn Store>,
         watch: Arc<ChangeWatch>,
         clock: Clock,
         options: &Options,
-        tracker: TaskTracker,
+        tracker: &TaskTracker,
     ) -> Self {
         let error_memory = Duration::from_millis(options.error_memory_ms);
         let active_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
         let open_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
         let fetch = Arc::new(Fetch {
-            kms,
+            rings,
             directory: Directory::new(Arc::clone(&store), Arc::clone(&watch), clock.clone()),
             store,
             watch,
             clock,
             cache: Cache::new(options.deks_max, options.tenant_deks_max),
             active: papaya::HashMap::new(),
+            bound_scopes_max: options.tenant_bound_scopes_max,
             lifetimes: Lifetimes {
                 plaintext_max: Duration::from_secs(options.dek_plaintext_secs_max),
                 stale_max: Duration::from_secs(options.dek_stale_secs_max),
@@ -217,9 +229,12 @@ impl DekPool {
         for _ in 0..3 {
             let fetch = Arc::clone(&self.fetch);
             let wanted = scope.clone();
-            let good = |live: &Arc<LiveDek>| self.serves(live, bytes);
+            let pool = self.clone();
+            let wanted_again = scope.clone();
+            let good = move |live: &Arc<LiveDek>| pool.serves(&wanted_again, live, bytes);
             let work = async move { fetch.active(&wanted, bytes).await };
-            self.active_flights.join(scope.clone(), good, work).await?;
+            let mark = self.fetch.directory.mark(&scope.tenant);
+            self.active_flights.join(scope.clone(), mark, good, work).await?;
             if let Some(sealing) = self.hot(scope, bytes) {
                 return Ok(sealing);
             }
@@ -227,14 +242,17 @@ impl DekPool {
         Err(PoolError::Busy)
     }
 
-    /// Whether an earlier answer would do for this message.
-    fn serves(&self, live: &Arc<LiveDek>, bytes: u64) -> bool {
+    /// Whether an earlier answer would do for this message: whether [`DekPool::hot`] finds it and takes it.
+    fn serves(&self, scope: &DekScope, live: &Arc<LiveDek>, bytes: u64) -> bool {
         let now = self.fetch.clock.monotonic();
-        live.usable(now).is_some_and(|(_, facts)| {
-            facts.state == DekState::Active
-                && now < facts.retires_at
-                && live.counts.has_room(bytes, &facts.policy)
-        })
+        let in_place = self.fetch.active.pin().get(scope).is_some_and(|active| Arc::ptr_eq(active, live));
+        in_place
+            && self.fetch.watch.is_current(now)
+            && live.usable(now).is_some_and(|(_, facts)| {
+                facts.state == DekState::Active
+                    && now < facts.retires_at
+                    && live.counts.has_room(bytes, &facts.policy)
+            })
     }
 
     fn hot(&self, scope: &DekScope, bytes: u64) -> Option<Sealing> {
@@ -257,13 +275,21 @@ impl DekPool {
         Some(Sealing { key, embedded, weight, live })
     }
 
-    /// The data key of an envelope with this head, for this tenant.
-    pub async fn to_decrypt(&self, tenant: &TenantId, head: &Head) -> Result<Opening, PoolError> {
+    /// The data key of an envelope with this head, for this tenant and a call with these key-bound pairs.
+    pub async fn to_decrypt(
+        &self,
+        tenant: &TenantId,
+        head: &Head,
+        bound: &EncryptionContext,
+    ) -> Result<Opening, PoolError> {
         let opening = match self.hot_opening(tenant, head.dek_id()) {
             Some(opening) => opening?,
-            None => self.cold_opening(tenant, head).await?,
+            None => self.cold_opening(tenant, head, bound).await?,
         };
-        self.agrees(&opening.0, head)?;
+        if opening.1.scope.bound != *bound {
+            return Err(PoolError::Disbelieved("its data key is bound to another context"));
+        }
+        agrees(&opening.0, &opening.1, head)?;
         opening.0.counts.opened(self.fetch.clock.now());
         Ok(opening.1)
     }
@@ -272,36 +298,45 @@ impl DekPool {
         &self,
         tenant: &TenantId,
         head: &Head,
+        bound: &EncryptionContext,
     ) -> Result<(Arc<LiveDek>, Opening), PoolError> {
         // More than once: a change of the registry, or a crowded cache, can take back what was just fetched.
         for _ in 0..3 {
-            let live = self.fetch_for(tenant, head).await?;
+            let live = self.fetch_for(tenant, head, bound).await?;
             if let Some((key, facts)) = live.usable(self.fetch.clock.monotonic()) {
-                let opening = opening(&live, key, &facts)?;
+                let opening = opening(&live, key, &facts, self.fetch.clock.monotonic())?;
                 return Ok((live, opening));
             }
         }
         Err(PoolError::Busy)
     }
 
-    async fn fetch_for(&self, tenant: &TenantId, head: &Head) -> Result<Arc<LiveDek>, PoolError> {
+    async fn fetch_for(
+        &self,
+        tenant: &TenantId,
+        head: &Head,
+        bound: &EncryptionContext,
+    ) -> Result<Arc<LiveDek>, PoolError> {
         match self.open(Wanted::registered(tenant, head.dek_id())).await {
             // Not in the registry, or the registry is down: what the envelope brings may do, as far as it is
             // believed.
             Err(PoolError::UnknownDek | PoolError::Store(StoreError::Unavailable(_)))
                 if !head.wrapped().is_compact() =>
             {
-                self.open(Wanted::brought(tenant, head.dek_id(), head.wrapped())).await
+                self.open(Wanted::brought(tenant, head.dek_id(), head.wrapped(), bound)).await
             }
             other => other,
         }
     }
 
     async fn open(&self, wanted: Wanted) -> Result<Arc<LiveDek>, PoolError> {
-        let fetch = Arc::clone(&self.fetch);
-        let good = |live: &Arc<LiveDek>| live.usable(self.fetch.clock.monotonic()).is_some();
-        let key = wanted.clone();
-        self.open_flights.join(key, good, async move { fetch.open(&wanted).await }).await
+        let (fetch, known) = (Arc::clone(&self.fetch), Arc::clone(&self.fetch));
+        let good = move |live: &Arc<LiveDek>| {
+            let now = known.clock.monotonic();
+            known.watch.is_current(now) && live.usable(now).is_some()
+        };
+        let (key, mark) = (wanted.clone(), self.fetch.directory.mark(wanted.tenant()));
+        self.open_flights.join(key, mark, good, async move { fetch.open(&wanted).await }).await
     }
 
     fn hot_opening(
@@ -316,19 +351,8 @@ impl DekPool {
             return None;
         }
         let (key, facts) = live.usable(now)?;
-        let opening = opening(&live, key, &facts);
+        let opening = opening(&live, key, &facts, now);
         Some(opening.map(|opening| (live, opening)))
-    }
-
-    /// The section comes from the caller: it must be what this tenant, key and data key call for, whether it was
-    /// needed or not.
-    fn agrees(&self, live: &LiveDek, head: &Head) -> Result<(), PoolError> {
-        match head.wrapped().kms_context() {
-            Some(context) if context.canonical() != *live.kms_context => {
-                Err(PoolError::Disbelieved("its KMS context is another tenant's, key's or data key's"))
-            }
-            _ => Ok(()),
-        }
     }
 
     fn touch(&self, live: &Arc<LiveDek>, now: Duration) {
@@ -353,14 +377,26 @@ impl DekPool {
     }
 }
 
-fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts) -> Result<Opening, PoolError> {
+/// The section comes from the caller: it must be what this tenant, key and data key call for, whether it was needed
+/// or not.
+fn agrees(live: &LiveDek, opening: &Opening, head: &Head) -> Result<(), PoolError> {
+    let brought = head.wrapped();
+    match brought.kms_context() {
+        Some(context) if *brought != opening.embedded && context.canonical() != *live.kms_context => {
+            Err(PoolError::Disbelieved("its KMS context is another tenant's, key's or data key's"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts, now: Duration) -> Result<Opening, PoolError> {
     match facts.state {
         DekState::Revoked => Err(PoolError::Revoked),
         DekState::Destroyed => Err(PoolError::Destroyed),
         DekState::Next | DekState::Active | DekState::Retired => Ok(Opening {
             key,
             scope: live.scope.clone(),
-            active: facts.state == DekState::Active,
+            active: facts.state == DekState::Active && now < facts.retires_at,
             embedded: facts.section.clone(),
             weight: facts.policy.envelope,
         }),

@@ -109,6 +109,30 @@ pub trait Store: Send + Sync {
         limit: u32,
     ) -> Result<Vec<StoredDek>, StoreError>;
 
+    /// How many active data keys of this tenant are bound to a context (one that is not empty): each is one value of
+    /// its key-bound context. This reads through all data keys; a store that can count does better.
+    async fn bound_scopes(&self, tenant: &TenantId) -> Result<u64, StoreError> {
+        const PAGE: u32 = 1_000;
+        let (mut count, mut after_key) = (0, None);
+        loop {
+            let keys = self.keys(tenant, after_key.as_ref(), PAGE).await?;
+            let Some(last_key) = keys.last().map(|key| key.name.clone()) else { return Ok(count) };
+            for key in keys {
+                let mut after = None;
+                loop {
+                    let page = self.deks(tenant, &key.name, after, PAGE).await?;
+                    let Some(last) = page.last() else { break };
+                    after = Some(last.dek.id);
+                    let counts = |stored: &&StoredDek| {
+                        stored.dek.state == DekState::Active && !stored.dek.scope.bound.is_empty()
+                    };
+                    count += page.iter().filter(counts).count() as u64;
+                }
+            }
+            after_key = Some(last_key);
+        }
+    }
+
     /// Moves a data key from one state to another and stamps the time. [`StoreError::Conflict`] where it is not in
     /// state `from`, or where [`DekState::may_become`] has no such step; [`StoreError::Missing`] where there is none.
     /// What becomes [`DekState::Destroyed`] loses all its wrapped forms in the same step. What is taken back

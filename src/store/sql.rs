@@ -84,6 +84,7 @@ statements! {
         WHERE tenant = $1 AND key_name = $2 AND bound_context = $3 AND state = 'active'";
     NEXT_DEK_ID = "SELECT id FROM deks \
         WHERE tenant = $1 AND key_name = $2 AND bound_context = $3 AND state = 'next'";
+    BOUND_SCOPES = "SELECT COUNT(*) FROM deks WHERE tenant = $1 AND bound_context <> $2 AND state = 'active'";
     DEK_STATE = "SELECT state FROM deks WHERE id = $1";
     // What stops being active stops encrypting, whatever it becomes; what is taken back is not revoked any more.
     MOVE_DEK = "UPDATE deks SET state = $3, \

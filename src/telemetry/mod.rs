@@ -18,7 +18,9 @@ pub fn start_log(json: bool, filter: &str) -> anyhow::Result<()> {
         let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer);
         registry.with(lines).try_init()?;
     } else {
-        registry.with(tracing_subscriber::fmt::layer().with_writer(writer)).try_init()?;
+        // Colours are for a terminal; in a file they are rubbish.
+        let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        registry.with(tracing_subscriber::fmt::layer().with_ansi(ansi).with_writer(writer)).try_init()?;
     }
     log_panics();
     Ok(())

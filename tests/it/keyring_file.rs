@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -230,6 +231,15 @@ async fn each_wrong_way_to_open_a_key_ring_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_key_ring_without_encryption_can_be_told_without_opening_it() {
+    let (clear, sealed) = (Place::with(Protection::Dev).await, Place::with(encrypted()).await);
+    assert!(LocalKeyRing::is_unencrypted(&clear.path()));
+    assert!(!LocalKeyRing::is_unencrypted(&sealed.path()));
+    assert!(!LocalKeyRing::is_unencrypted(&clear.folder.path().join("missing")));
+    assert!(!LocalKeyRing::is_unencrypted(clear.folder.path()));
+}
+
+#[tokio::test]
 async fn what_is_not_a_key_ring_is_not_taken_for_one() {
     let place = Place::with(Protection::Dev).await;
     place.put(b"-----BEGIN PRIVATE KEY-----\n");
@@ -283,9 +293,13 @@ async fn names_are_slugs_with_or_without_their_prefix() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_many_administrators_at_once_none_loses_a_change() {
     let place = Place::with(encrypted()).await;
+    // All are open before the first begins: opening takes longer than all the changes of one.
+    let mut rings = Vec::new();
+    for _ in 0..4 {
+        rings.push(place.open().await);
+    }
     let mut admins = tokio::task::JoinSet::new();
-    for admin in 0..4 {
-        let ring = place.open().await;
+    for (admin, ring) in rings.into_iter().enumerate() {
         admins.spawn(async move {
             for n in 0..5 {
                 ring.add(&format!("kek-{admin}-{n}")).await.unwrap();
@@ -300,6 +314,37 @@ async fn of_many_administrators_at_once_none_loses_a_change() {
         keks.iter().find(|info| info.id.as_str() == "local:payments").unwrap().versions.len(),
         1 + 4 * 5
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_two_that_make_a_key_ring_at_once_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let create = || LocalKeyRing::create(folder.path().join("keyring"), encrypted(), clock());
+    let outcomes = tokio::join!(create(), create());
+    let made = match outcomes {
+        (Ok(made), Err(KeyRingError::Exists { .. })) | (Err(KeyRingError::Exists { .. }), Ok(made)) => made,
+        other => panic!("{other:?}"),
+    };
+    made.add("payments").await.unwrap();
+}
+
+/// A changed file takes the old one's place in one step: there is no moment without a whole file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_looks_during_a_change_finds_a_whole_file() {
+    let place = Place::with(Protection::Dev).await;
+    let admin = place.open().await;
+    let mut changes = tokio::task::JoinSet::new();
+    changes.spawn(async move {
+        for _ in 0..300 {
+            admin.rotate("payments").await.unwrap();
+        }
+    });
+    let mut looks = 0;
+    while changes.try_join_next().transpose().unwrap().is_none() {
+        place.open().await;
+        looks += 1;
+    }
+    assert!(looks > 50, "looked {looks} times only");
 }
 
 #[tokio::test(start_paused = true)]
@@ -363,8 +408,9 @@ async fn killed_administrators_leave_a_whole_file_with_every_finished_change() {
             child.start_kill().unwrap();
         }
         for child in children {
-            let output = child.wait_with_output().await.unwrap().stdout;
-            done += String::from_utf8_lossy(&output).lines().filter(|line| *line == "rotated").count();
+            let output = child.wait_with_output().await.unwrap();
+            assert_eq!(output.status.signal(), Some(9), "it ended before it was killed");
+            done += String::from_utf8_lossy(&output.stdout).lines().filter(|line| *line == "rotated").count();
         }
         let now = place.open().await.list().await.unwrap()[0].versions.len();
         assert!(

@@ -1,8 +1,18 @@
 //! The tests of the whole: what a user of the service, its command line or its rooms could notice.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends with a panic")]
 
+mod api;
+mod caller;
+mod contract;
 mod keyring_file;
+mod kms_aws;
 mod kms_contract;
+mod kms_moto;
+mod layering;
+mod pool;
+mod probes;
+mod readme;
+mod service;
 mod store_contract;
 mod store_model;
 mod store_sqlite;

@@ -93,6 +93,11 @@ impl KeyMaterial {
         key
     }
 
+    /// A second copy, for whoever wraps the key while the first is in use. It is wiped for itself.
+    pub fn duplicate(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// The raw key, for whoever wraps it. Copy it nowhere.
     pub fn expose(&self) -> &[u8; KEY_BYTES] {
         &self.0

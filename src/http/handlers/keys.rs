@@ -94,8 +94,9 @@ pub(in crate::http) struct Key {
     #[schema(example = "acme")]
     tenant: String,
     /// Its name.
+    #[serde(rename = "key")]
     #[schema(example = "billing")]
-    key: String,
+    name: String,
     /// Whether it is served.
     status: StatusName,
     /// Its policy.
@@ -115,7 +116,7 @@ impl From<KeyRecord> for Key {
     fn from(record: KeyRecord) -> Self {
         Self {
             tenant: record.tenant.to_string(),
-            key: record.name.to_string(),
+            name: record.name.to_string(),
             status: record.status.into(),
             policy: record.policy.into(),
             created_at: record.created_at.to_string(),

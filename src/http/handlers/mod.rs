@@ -8,6 +8,8 @@ pub(super) mod keys;
 pub(super) mod rewrap;
 pub(super) mod tenants;
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -19,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::middleware::authenticate::Caller;
+use super::middleware::context::ContextRules;
 use super::problem::{Code, Problem};
 use crate::access::{AdminOf, Operate, Permit, PermitVerb};
 use crate::operations::Page;
@@ -78,7 +81,15 @@ impl<V: PermitVerb, S: Send + Sync> FromRequestParts<S> for Permitted<V> {
         if named.next().is_some() {
             return Err(Problem::new(Code::MalformedRequest, "send one Keyfold-Tenant header"));
         }
-        Ok(Self(caller(parts)?.0.permit(tenant)?))
+        let caller = caller(parts)?;
+        let permit: Permit<V> = caller.0.permit(tenant)?;
+        let Some(circumstances) = &caller.1 else { return Ok(Self(permit)) };
+        let circumstances = match parts.extensions.get::<ContextRules>() {
+            Some(rules) => rules.for_tenant(circumstances, permit.tenant())?.map(Arc::new),
+            None => None,
+        }
+        .unwrap_or_else(|| Arc::clone(circumstances));
+        Ok(Self(permit.under(Some(circumstances))))
     }
 }
 
@@ -100,11 +111,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 impl Caller {
     fn admin_of(&self, tenant: &str) -> Result<Permit<AdminOf>, Problem> {
         let tenant: TenantId = name(tenant)?;
-        Ok(self.0.permit_admin(&tenant)?)
+        Ok(self.0.permit_admin(&tenant)?.under(self.1.clone()))
     }
 
     fn operate(&self) -> Result<Operate, Problem> {
-        Ok(self.0.permit_operate()?)
+        Ok(self.0.permit_operate()?.under(self.1.clone()))
     }
 }
 

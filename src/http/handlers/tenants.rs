@@ -48,8 +48,9 @@ pub(in crate::http) struct UpdateTenantRequest {
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct Tenant {
     /// Its id.
+    #[serde(rename = "tenant")]
     #[schema(example = "acme")]
-    tenant: String,
+    id: String,
     /// Whether it is served.
     status: StatusName,
     /// Its master keys, the primary first.
@@ -70,7 +71,7 @@ pub(in crate::http) struct Tenant {
 impl From<TenantRecord> for Tenant {
     fn from(record: TenantRecord) -> Self {
         Self {
-            tenant: record.id.to_string(),
+            id: record.id.to_string(),
             status: record.status.into(),
             keks: record.ring.members().iter().map(KekBody::from).collect(),
             former_keks: record.former_keks.iter().map(KekBody::from).collect(),

@@ -8,12 +8,15 @@ use axum::response::{IntoResponse, Response};
 use axum_server::tls::TlsInfo;
 use http::{HeaderMap, header};
 
-use crate::access::{Access, AuthenticationError, Presented, Principal};
+use crate::access::{Access, AuthenticationError, Circumstances, Presented, Principal};
 use crate::http::problem::Problem;
 
-/// The authenticated caller, for the handlers.
+/// The authenticated caller, for the handlers, and the circumstances of his call where they are wanted.
 #[derive(Clone)]
-pub(in crate::http) struct Caller(pub(in crate::http) Arc<Principal>);
+pub(in crate::http) struct Caller(
+    pub(in crate::http) Arc<Principal>,
+    pub(in crate::http) Option<Arc<Circumstances>>,
+);
 
 pub(in crate::http) async fn authenticate(
     State(access): State<Arc<Access>>,
@@ -28,7 +31,7 @@ pub(in crate::http) async fn authenticate(
     };
     match principal {
         Ok(principal) => {
-            request.extensions_mut().insert(Caller(principal));
+            request.extensions_mut().insert(Caller(principal, None));
             next.run(request).await
         }
         Err(error) => Problem::from(error).into_response(),

@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue, Method};
 
 use crate::http::problem::{Code, Problem};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(in crate::http) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken over from a client.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
@@ -43,12 +43,14 @@ fn acceptable(id: &HeaderValue) -> bool {
 
 pub(in crate::http) async fn edge(
     State(ids): State<Arc<RequestIds>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
     let id = theirs.unwrap_or_else(|| ids.next());
     let seen = Seen { method: request.method().clone(), path: loggable(request.uri().path()) };
+    // Inner layers read it where it came from: the one that counts, and no other.
+    request.headers_mut().insert(REQUEST_ID, id.clone());
     let mut response = next.run(request).await;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         let text = id.to_str().unwrap_or_default();

@@ -2,5 +2,6 @@
 
 pub(super) mod admission;
 pub(super) mod authenticate;
+pub(super) mod context;
 pub(super) mod deadline;
 pub(super) mod edge;

@@ -1,6 +1,6 @@
 //! Data keys: their lives, wrapped forms and usage.
 
-use envelope::DataKeyId;
+use envelope::{DataKeyId, EncryptionContext};
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 
 use super::{SqliteStore, failure};
@@ -97,6 +97,16 @@ async fn of_scope(
 
 pub(super) async fn dek(store: &SqliteStore, id: DataKeyId) -> Result<Option<StoredDek>, StoreError> {
     by_id(&store.readers, id).await
+}
+
+pub(super) async fn bound_scopes(store: &SqliteStore, tenant: &TenantId) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar(sql::BOUND_SCOPES)
+        .bind(tenant.as_str())
+        .bind(EncryptionContext::new().canonical())
+        .fetch_one(&store.readers)
+        .await
+        .map_err(failure::of)?;
+    Ok(u64::try_from(count).unwrap_or(0))
 }
 
 pub(super) async fn deks(

@@ -230,6 +230,10 @@ impl Store for SqliteStore {
         deks::deks(self, tenant, key, after, limit).await
     }
 
+    async fn bound_scopes(&self, tenant: &TenantId) -> Result<u64, StoreError> {
+        deks::bound_scopes(self, tenant).await
+    }
+
     async fn set_dek_state(
         &self,
         id: DataKeyId,

@@ -1,0 +1,66 @@
+//! Under which circumstances a call is made: what goes with its permit into the operation and its audit record.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use envelope::{ContextError, EncryptionContext};
+
+/// The circumstances of one call, as the edge has established them.
+#[derive(Debug, Default)]
+pub struct Circumstances {
+    /// Names the call in log and audit.
+    pub request_id: Box<str>,
+    /// Where it came from.
+    pub source: Option<IpAddr>,
+    /// What the configuration adds to its encryption context.
+    pub context: ServiceContext,
+    recorded: Arc<AtomicBool>,
+}
+
+impl Circumstances {
+    /// Of a call with this id, from there, with these pairs.
+    pub fn new(request_id: &str, source: Option<IpAddr>, context: ServiceContext) -> Self {
+        Self { request_id: request_id.into(), source, context, recorded: Arc::default() }
+    }
+
+    /// The same call with other pairs.
+    pub fn with_context(&self, context: ServiceContext) -> Self {
+        Self { recorded: Arc::clone(&self.recorded), ..Self::new(&self.request_id, self.source, context) }
+    }
+
+    /// An operation has taken the call over, and will record it.
+    pub fn take_over(&self) {
+        self.recorded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether an operation has taken the call over.
+    pub fn is_taken_over(&self) -> bool {
+        self.recorded.load(Ordering::Relaxed)
+    }
+}
+
+/// The pairs that the service adds to a call's encryption context, beside its own `keyfold:` ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceContext {
+    /// Every name that the configuration gives a source, whether this call has a value for it or not: none of them
+    /// is the caller's to use.
+    pub names: Arc<[Box<str>]>,
+    /// What is bound to the message only.
+    pub message: EncryptionContext,
+    /// What is bound to the message and to the data key.
+    pub bound: EncryptionContext,
+}
+
+impl ServiceContext {
+    /// Adds a pair, bound to the data key too where `to_key` says so.
+    pub fn insert(&mut self, name: &str, value: &str, to_key: bool) -> Result<(), ContextError> {
+        let pairs = if to_key { &mut self.bound } else { &mut self.message };
+        pairs.insert(name, value)
+    }
+
+    /// All pairs that are bound to the message.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.message.iter().chain(self.bound.iter())
+    }
+}

@@ -238,8 +238,9 @@ impl<'a, W: Send + 'static> Race<'a, W> {
                     let (id, work) = (member.id.clone(), ask(member, what));
                     let answer = answer.clone();
                     // A task of its own: what it learns of its region counts, whoever wins.
+                    let task = self.rings.tracker.spawn(work);
                     self.rings.tracker.spawn(async move {
-                        let outcome = work.await;
+                        let outcome = task.await;
                         answer.map(|answer| answer.send((id, outcome)))
                     });
                 }
@@ -251,6 +252,12 @@ impl<'a, W: Send + 'static> Race<'a, W> {
                 () = self.rings.clock.sleep(hedge), if answer.is_some() => continue,
             };
             let Some((by, outcome)) = answered else { return Err(RingFailure { failures: self.failures }) };
+            let outcome = match outcome {
+                Ok(outcome) => outcome,
+                // A fault of keyfold's own is no answer of the KMS: it goes up as what it is.
+                Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+                Err(_) => Err(KmsError::outage(&by, "the call was cut off")),
+            };
             match outcome {
                 // Its replica has said no in the meantime: that counts for this one too.
                 Ok(_) if denied(&self.failures, &by) => {}

@@ -13,8 +13,8 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::rules::{Grant, Role, Rules};
-use super::{Attributes, AuthenticationError, Principal};
+use super::rules::Rules;
+use super::{AuthenticationError, Principal};
 use crate::clock::{Clock, Timestamp};
 use crate::store::watch::{ChangeWatch, Mark};
 use crate::store::{ApiKeyRecord, Store};
@@ -196,7 +196,7 @@ impl ApiKeys {
             self.unknown.insert(id.to_owned(), seen_mark);
             return Err(unknown);
         };
-        let principal = principal(&self.rules, &record).ok_or(AuthenticationError::Malformed)?;
+        let principal = self.rules.of_api_key(&record).ok_or(AuthenticationError::Malformed)?;
         let known = Arc::new(Known {
             secret_hash: record.secret_hash,
             expires_at: record.expires_at,
@@ -221,14 +221,6 @@ impl ApiKeys {
         }
         Ok(Arc::clone(&known.principal))
     }
-}
-
-/// Whose an API key is: what its record gives, and what configuration says of it.
-pub(super) fn principal(rules: &Rules, record: &ApiKeyRecord) -> Option<Principal> {
-    let id = format!("api-key:{}", record.id).parse().ok()?;
-    let role = Role::unlimited("the API key's record", record.verbs.clone());
-    let own = vec![Grant { tenants: record.tenants.clone(), role }];
-    Some(rules.principal(id, own, Attributes::api_key()))
 }
 
 #[cfg(test)]

@@ -154,9 +154,15 @@ pub struct CertificateNames {
 }
 
 impl CertificateNames {
-    /// The names in this certificate (DER); none where it cannot be parsed.
-    pub fn of_der(certificate: &[u8]) -> Option<Self> {
-        Self::of(&CertificateDer::from(certificate), fingerprint(certificate))
+    /// The names in the first certificate of a PEM file; none where there is none that can be parsed.
+    pub fn of_pem(pem: &[u8]) -> Option<Self> {
+        let certificate = CertificateDer::from_pem_slice(pem).ok()?;
+        Self::of(&certificate, fingerprint(&certificate))
+    }
+
+    /// The fingerprint in hexadecimal.
+    pub fn fingerprint_text(&self) -> String {
+        hex(&self.fingerprint)
     }
 
     fn of(certificate: &CertificateDer<'_>, fingerprint: Fingerprint) -> Option<Self> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::Algorithm;
+use jsonwebtoken::{Algorithm, AlgorithmFamily};
 use reqwest::Url;
 use serde::Deserialize;
 use serde_json::Value;
@@ -74,11 +74,6 @@ pub struct IssuerRule {
 }
 
 impl IssuerRule {
-    /// Whether this URL is one that keys may be fetched from.
-    pub fn check_url(url: &Url, allow_http: bool) -> Result<(), String> {
-        check_url(url, allow_http)
-    }
-
     /// Whose a token with these claims is: what would be decided if its signature and times are right.
     pub fn principal(&self, rules: &Rules, claims: Claims) -> Result<Principal, &'static str> {
         if let Some(lacking) = self.required_claims.iter().find(|required| !required.met(&claims)) {
@@ -118,6 +113,26 @@ impl IssuerRule {
         }
         grants
     }
+}
+
+/// The algorithms of these names. Symmetric ones are refused: with them, whoever can check a token can make one, and
+/// an issuer's keys are public.
+pub fn algorithms(names: &[String]) -> Result<Vec<Algorithm>, String> {
+    let symmetric = |algorithm: &Algorithm| algorithm.family() == AlgorithmFamily::Hmac;
+    let parsed: Option<Vec<Algorithm>> = names.iter().map(|name| name.parse().ok()).collect();
+    match parsed {
+        Some(algorithms) if !algorithms.is_empty() && !algorithms.iter().any(symmetric) => Ok(algorithms),
+        _ => Err("algorithms are of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA: one or more, \
+                  and none of the symmetric ones, with which everybody could make tokens"
+            .to_owned()),
+    }
+}
+
+/// A URL that keys may be fetched from.
+pub fn key_url(text: &str, allow_http: bool) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("{text}: {error}"))?;
+    check_url(&url, allow_http)?;
+    Ok(url)
 }
 
 /// An issuer cannot be spoken to as its rule says.

@@ -154,7 +154,6 @@ pub struct Access {
     api_keys: api_key::ApiKeys,
     tokens: jwt::Tokens,
     certificates: Arc<client_cert::ClientCertificates>,
-    rules: Arc<Rules>,
 }
 
 impl Access {
@@ -170,8 +169,8 @@ impl Access {
         let rules = Arc::new(rules);
         let tokens = jwt::Tokens::new(&clock, Arc::clone(&rules))?;
         let certificates = Arc::new(client_cert::ClientCertificates::new(clock.clone(), Arc::clone(&rules)));
-        let api_keys = api_key::ApiKeys::new(store, watch, clock, pepper, Arc::clone(&rules));
-        Ok(Self { api_keys, tokens, certificates, rules })
+        let api_keys = api_key::ApiKeys::new(store, watch, clock, pepper, rules);
+        Ok(Self { api_keys, tokens, certificates })
     }
 
     /// Finds out who sends this. A bearer token counts more than the connection's certificate; a token that is not
@@ -196,16 +195,6 @@ impl Access {
     /// The client certificates that are believed.
     pub fn certificates(&self) -> &Arc<client_cert::ClientCertificates> {
         &self.certificates
-    }
-
-    /// Who holds what by configuration.
-    pub fn rules(&self) -> &Arc<Rules> {
-        &self.rules
-    }
-
-    /// What this API key of the registry is and holds, whatever its state: for explanations.
-    pub fn api_key_principal(&self, record: &crate::store::ApiKeyRecord) -> Option<Principal> {
-        api_key::principal(&self.rules, record)
     }
 
     /// Makes an API key. The token is in the answer and nowhere else: it cannot be shown again.

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use envelope::EncryptionContext;
 
+use super::claims::Claims;
 use super::client_cert::Fingerprint;
 use super::jwt::IssuerRule;
 use super::{Attributes, Principal};
+use crate::store::ApiKeyRecord;
 use crate::tenant::{KeyName, PrincipalId, TenantId, Verb};
 
 /// All of it.
@@ -227,6 +229,23 @@ pub struct CertificateRule {
 }
 
 impl Rules {
+    /// What this API key of the registry holds, whatever its state.
+    pub fn of_api_key(&self, record: &ApiKeyRecord) -> Option<Principal> {
+        let id = format!("api-key:{}", record.id).parse().ok()?;
+        let role = Role::unlimited("the API key's record", record.verbs.clone());
+        let own = vec![Grant { tenants: record.tenants.clone(), role }];
+        Some(self.principal(id, own, Attributes::api_key()))
+    }
+
+    /// What a token with these claims (JSON) would hold, if its issuer had signed it and its time were now.
+    pub fn of_claims_text(&self, claims: &str) -> Result<Principal, String> {
+        let claims: Claims = serde_json::from_str(claims).map_err(|error| format!("the claims: {error}"))?;
+        let named = claims.get("iss").and_then(|issuer| issuer.as_str());
+        let issuer = self.issuers.iter().find(|rule| Some(rule.issuer.as_str()) == named);
+        let issuer = issuer.ok_or("no rule in access.issuers is for the issuer that `iss` names")?;
+        issuer.principal(self, claims).map_err(str::to_owned)
+    }
+
     /// A principal with what its credential gives and what is bound to its name.
     pub fn principal(&self, id: PrincipalId, own: Vec<Grant>, attributes: Attributes) -> Principal {
         let mut grants = own;

@@ -1,5 +1,6 @@
 //! The command line. Errors go to people: what is wrong, where, what to do.
 
+mod access;
 mod api_key;
 mod check_config;
 mod dev;
@@ -53,6 +54,9 @@ enum Command {
     /// Manage API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
+    /// Tell who may do what, and why.
+    #[command(subcommand)]
+    Access(access::AccessCommand),
     /// Explain the head of an envelope. Needs no key.
     Inspect(inspect::InspectArgs),
     /// Print the OpenAPI document.
@@ -91,6 +95,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Keyring(command) => block_on(keyring::run(&common.settings(variables)?, command, variables)),
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
+        Command::Access(command) => block_on(access::run(&common.settings(variables)?, command)),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),

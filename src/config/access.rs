@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::ConfigError;
 use crate::access::claims::{ClaimPath, ClaimWords, RequiredClaim};
-use crate::access::jwt::IssuerRule;
+use crate::access::jwt::{self, IssuerRule};
 use crate::access::rules::{
     Binding, CertificateRule, Condition, Holding, Pattern, Restriction, Role, Rules, SanRule, Scope,
     TokenLimits,
@@ -436,16 +436,7 @@ impl IssuerSettings {
                 "name the audiences: without them, tokens for any other service would be taken",
             );
         }
-        let algorithms: Vec<jsonwebtoken::Algorithm> = all(&format!("{place}.algorithms"), &self.algorithms)?;
-        let symmetric =
-            |algorithm: &jsonwebtoken::Algorithm| algorithm.family() == jsonwebtoken::AlgorithmFamily::Hmac;
-        if algorithms.is_empty() || algorithms.iter().any(symmetric) {
-            return invalid(
-                place,
-                "algorithms are of RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 and EdDSA: with public \
-                 keys, a symmetric one would let everybody make tokens",
-            );
-        }
+        let algorithms = jwt::algorithms(&self.algorithms).or_else(|error| invalid(place, error))?;
         for (what, secs) in [
             ("keys_refresh_secs", self.keys_refresh_secs),
             ("keys_stale_secs_max", self.keys_stale_secs_max),
@@ -456,12 +447,7 @@ impl IssuerSettings {
                 return invalid(place, format_args!("{what} is 0: use 1 or more"));
             }
         }
-        let url = |text: &str| -> Parsed<reqwest::Url> {
-            let url =
-                reqwest::Url::parse(text).or_else(|error| invalid(place, format!("{text}: {error}")))?;
-            IssuerRule::check_url(&url, self.allow_http).or_else(|error| invalid(place, error))?;
-            Ok(url)
-        };
+        let url = |text: &str| jwt::key_url(text, self.allow_http).or_else(|error| invalid(place, error));
         let jwks_url = self.jwks_url.as_deref().map(url).transpose()?;
         if jwks_url.is_none() {
             url(&self.issuer)?;

@@ -73,7 +73,7 @@ impl World {
             pepper: Pepper::new(&[7; 32]).unwrap(),
             guard: None,
         };
-        let app = App::assemble(&self.settings, parts);
+        let app = App::assemble(&self.settings, parts).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();

@@ -72,6 +72,8 @@ const ROOMS: &[Room] = &[
         "cli",
         &[
             "access::Principal",
+            "access::client_cert",
+            "access::rules",
             "app",
             "clock",
             "config",
@@ -154,7 +156,8 @@ const GUARDED: &[Guarded] = &[
     ),
     Guarded("tokio_util", &["access", "audit", "http", "kms", "pool", "rotation", "lifecycle", "app"]),
     Guarded("std::env", &["config"]),
-    Guarded("std::fs", &["kms", "store", "audit", "config", "app", "cli"]),
+    // access and http read certificates, keys and tokens that change while they run.
+    Guarded("std::fs", &["access", "kms", "store", "audit", "http", "config", "app", "cli"]),
     Guarded("std::net", &["access", "audit", "http", "config", "cli"]),
     Guarded("std::thread", &[]),
     Guarded("std::process", &["main", "config", "cli"]),

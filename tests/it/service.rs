@@ -11,6 +11,7 @@ use keyfold::app::{App, Parts};
 use keyfold::clock::{Clock, Timestamp};
 use keyfold::config::Settings;
 use keyfold::http::server::{self, ServerHandle};
+use keyfold::http::tls::Tls;
 use keyfold::kms::Kms;
 use keyfold::kms::local::{LocalKeyRing, Protection};
 use keyfold::operations::ApiKeyGrant;
@@ -60,7 +61,7 @@ impl World {
         service
     }
 
-    /// The same without the background tasks: nothing happens but what is asked.
+    /// The same without the background tasks: nothing happens but what is asked. With TLS where the settings say so.
     pub(crate) async fn start_without_keeper(&self) -> Service {
         let store = open_registry(&self.path("registry.sqlite")).await;
         let store = Arc::new(FaultyStore::new(store));
@@ -79,8 +80,19 @@ impl World {
         let address = listener.local_addr().unwrap();
         let (handle, tasks) = (ServerHandle::default(), TaskTracker::new());
         let (router, options, stop) = (app.router.clone(), self.settings.http.server(), handle.clone());
-        tasks.spawn(async move { server::serve(listener, router, &options, stop).await.unwrap() });
-        Service { app, store, address, handle, tasks }
+        let tls = self.settings.tls.options(address, &self.settings.data_dir);
+        let tls = tls.map(|options| {
+            Arc::new(Tls::open(options, self.clock.clone(), app.access.certificates().clone()).unwrap())
+        });
+        match tls.clone() {
+            Some(tls) => tasks.spawn(async move {
+                server::serve_tls(listener, router, &tls, &options, stop).await.unwrap();
+            }),
+            None => {
+                tasks.spawn(async move { server::serve(listener, router, &options, stop).await.unwrap() })
+            }
+        };
+        Service { app, store, address, tls, handle, tasks }
     }
 
     /// Moves the time.
@@ -99,6 +111,7 @@ pub(crate) struct Service {
     pub(crate) app: App,
     pub(crate) store: Arc<FaultyStore>,
     pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<Arc<Tls>>,
     handle: ServerHandle,
     tasks: TaskTracker,
 }

@@ -1,17 +1,21 @@
 //! Assembly: builds everything once, and is the only place that knows all rooms.
 
+mod readiness;
+
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use secrecy::SecretString;
+use tokio::sync::Mutex;
 
+use self::readiness::ServiceProbe;
 use crate::access::{Access, Pepper};
 use crate::clock::Clock;
 use crate::config::{Secrets, Settings, Variables};
-use crate::http::{Probe, Readiness, ReadinessStatus};
 use crate::kms::aws::AwsKms;
 use crate::kms::guarded::GuardedKms;
 use crate::kms::local::{KeyRingError, LocalKeyRing, Protection};
@@ -21,9 +25,10 @@ use crate::kms::{KekState, Kms, KmsError, Urgency};
 use crate::lifecycle::Lifecycle;
 use crate::operations::{KekCheck, OperationError, Operations};
 use crate::pool::{DekPool, PoolError};
-use crate::store::Store;
+use crate::rotation::Reconciler;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::watch::ChangeWatch;
+use crate::store::{Registry, Store};
 use crate::tenant::Kek;
 
 /// The service, built and not yet listening.
@@ -33,11 +38,15 @@ pub struct App {
     /// Who is let in.
     pub access: Arc<Access>,
     /// The registry.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Registry>,
+    /// Rotation.
+    pub rotation: Reconciler,
     /// The embedded key ring, where there is one.
     pub keyring: Option<LocalKeyRing>,
     /// Everything behind the edge.
     pub router: axum::Router,
+    /// How many bodies are being streamed now.
+    pub open_transfers: Arc<AtomicUsize>,
     /// The tasks, and how they stop.
     pub lifecycle: Lifecycle,
     pool: DekPool,
@@ -49,7 +58,7 @@ pub struct Parts {
     /// The time.
     pub clock: Clock,
     /// The registry.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Registry>,
     /// The KMS.
     pub kms: Arc<dyn Kms>,
     /// The guard in front of it, which knows how its regions are.
@@ -67,9 +76,15 @@ impl App {
     /// Opens what the settings name and puts it together.
     pub async fn open(settings: &Settings, variables: &Variables, dev: bool) -> anyhow::Result<Self> {
         let clock = Clock::system();
+        let mut settings = settings.clone();
+        if dev {
+            // Who tries shredding out does not wait an hour for it.
+            settings.shredding.waiting_secs_min = 0;
+        }
+        let settings = &settings;
         make_data_dir(&settings.data_dir)?;
         let pepper = pepper(settings, variables)?;
-        let store: Arc<dyn Store> = Arc::new(open_store(settings).await?);
+        let store: Arc<dyn Registry> = Arc::new(open_store(settings).await?);
         let keyring = open_keyring(settings, variables, dev, &clock).await?;
         let aws =
             GuardedKms::new(Arc::new(AwsKms::new(settings.aws.reach())), clock.clone(), settings.aws.guard());
@@ -81,36 +96,74 @@ impl App {
 
     /// Puts the parts together.
     pub fn assemble(settings: &Settings, parts: Parts) -> anyhow::Result<Self> {
-        let Parts { clock, store, kms, guard: _guard, keyring, pepper } = parts;
+        let Parts { clock, store: registry, kms, guard, keyring, pepper } = parts;
+        let store: Arc<dyn Store> = Arc::clone(&registry) as Arc<dyn Registry>;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
         let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
         let pool_options = crate::pool::Options::from(&settings.pool);
-        let tracker = lifecycle.tracker.clone();
-        let rings = KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), tracker.clone());
+        let rings =
+            KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), lifecycle.tracker.clone());
         let pool = DekPool::new(
             rings,
             Arc::clone(&store),
             Arc::clone(&watch),
             clock.clone(),
             &pool_options,
-            &tracker,
+            &lifecycle.tracker,
         );
         let rules = settings.access.rules()?;
         let access = Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper, rules)?;
         let access = Arc::new(access);
-        let operations = Arc::new(Operations::new(
+        let rotation = Reconciler::new(
+            crate::rotation::Parts {
+                store: Arc::clone(&registry),
+                kms: Arc::clone(&kms),
+                pool: pool.clone(),
+                watch: Arc::clone(&watch),
+                clock: clock.clone(),
+            },
+            crate::rotation::Options::from(&settings.rotation),
+        );
+        let operations = Operations::new(
             pool.clone(),
-            Arc::clone(&store),
-            watch,
+            Arc::clone(&registry),
+            Arc::clone(&watch),
             Arc::clone(&access),
-            clock,
+            clock.clone(),
             Arc::new(AskTheKms(kms)),
-        ));
-        let probe = Arc::new(StoreProbe(Arc::clone(&store)));
-        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.edge());
+        );
+        let operations = Arc::new(operations.with_shredding((&settings.shredding).into()));
+        let probe = Arc::new(ServiceProbe {
+            store: Arc::clone(&store),
+            watch,
+            pool: pool.clone(),
+            guard,
+            embedded: keyring.is_some(),
+            clock,
+            last: Mutex::default(),
+        });
+        let edge = crate::http::router(
+            Arc::clone(&operations),
+            &access,
+            probe,
+            &settings.edge(),
+            lifecycle.tracker.clone(),
+        );
+        let (router, open_transfers) = (edge.router, edge.open_transfers);
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
-        Ok(Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush })
+        Ok(Self {
+            operations,
+            access,
+            store: registry,
+            rotation,
+            keyring,
+            router,
+            open_transfers,
+            lifecycle,
+            pool,
+            usage_flush,
+        })
     }
 
     /// Starts the background tasks.
@@ -119,6 +172,7 @@ impl App {
         let stop = self.lifecycle.hard.clone();
         self.lifecycle.tracker.spawn(pool.keep(self.usage_flush, tracker, stop));
         self.lifecycle.tracker.spawn(Arc::clone(&self.access).keep(self.lifecycle.hard.clone()));
+        self.lifecycle.tracker.spawn(self.rotation.clone().run(self.lifecycle.soft.clone()));
     }
 
     /// Ends the background tasks, flushes what is counted, wipes the keys and closes the registry.
@@ -211,23 +265,6 @@ impl KekCheck for AskTheKms {
                 Err(OperationError::Invalid(format!("the KEK {} cannot be used: {detail}", kek.id)))
             }
             Err(other) => Err(PoolError::from(other).into()),
-        }
-    }
-}
-
-/// Ready is who reaches his registry.
-struct StoreProbe(Arc<dyn Store>);
-
-#[async_trait]
-impl Probe for StoreProbe {
-    async fn readiness(&self) -> Readiness {
-        match self.0.ping().await {
-            Ok(()) => Readiness { status: ReadinessStatus::Ready, reasons: vec![] },
-            // What is hot is served on from memory.
-            Err(_) => Readiness {
-                status: ReadinessStatus::Degraded,
-                reasons: vec!["the registry does not answer".to_owned()],
-            },
         }
     }
 }

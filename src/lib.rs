@@ -27,9 +27,10 @@ pub mod store;
 pub mod audit;
 pub mod access;
 
-// The work: data keys in memory, and the verbs.
+// The work: data keys in memory, the verbs, and the change of keys.
 pub mod pool;
 pub mod operations;
+pub mod rotation;
 
 // The edge.
 pub mod http;

@@ -88,14 +88,14 @@ impl<V: PermitVerb> Permit<V> {
         self.principal.covers(V::VERB, &self.tenant, key, context)
     }
 
-    /// Whether that depends on the context, under this key. Where it does, an operation that could do without the
-    /// context asks for it all the same, and checks that it is the right one.
-    pub fn depends_on_context(&self, key: &KeyName) -> bool {
-        let conditional = |scope: &Scope| scope.covers_key(key) && !scope.context.is_empty();
+    /// Whether [`Permit::covers`] has to be asked with the context: whether it goes so far as this key cannot be
+    /// said without. An operation that could do without the context then asks for it all the same, and checks that
+    /// it is the right one.
+    pub fn needs_context(&self, key: &KeyName) -> bool {
+        let free = |scope: &Scope| scope.covers_key(key) && scope.context.is_empty();
         let mut held = self.principal.grants.iter().filter(|grant| grant.holds(V::VERB, &self.tenant));
-        let free = held.any(|grant| grant.role.scope.covers_key(key) && !conditional(&grant.role.scope));
         let mut narrowing = self.principal.restrictions.iter().filter(|r| r.verbs.contains(&V::VERB));
-        !free || narrowing.any(|restriction| conditional(&restriction.scope))
+        !(held.any(|grant| free(&grant.role.scope)) && narrowing.all(|narrow| free(&narrow.scope)))
     }
 }
 

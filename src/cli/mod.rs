@@ -80,7 +80,11 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let variables = Variables::of_process();
     match run(cli, &variables) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) if output::everything_written() => ExitCode::SUCCESS,
+        Ok(()) => {
+            output::error(&anyhow::anyhow!("the standard output could not be written"));
+            ExitCode::FAILURE
+        }
         Err(error) => {
             output::error(&error);
             ExitCode::FAILURE

@@ -47,6 +47,10 @@ pub struct Settings {
     pub pool: PoolSettings,
     /// The registry.
     pub registry: RegistrySettings,
+    /// Rotation.
+    pub rotation: RotationSettings,
+    /// Shredding.
+    pub shredding: ShreddingSettings,
     /// The embedded key ring.
     pub keyring: KeyringSettings,
     /// AWS KMS.
@@ -70,6 +74,8 @@ impl Default for Settings {
             context: crate::http::ContextRules::default(),
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
+            rotation: RotationSettings::default(),
+            shredding: ShreddingSettings::default(),
             keyring: KeyringSettings::default(),
             aws: AwsSettings::default(),
             access: AccessSettings::default(),
@@ -130,8 +136,50 @@ settings! {
         dek_idle_secs_max: u64,
         /// How long an error is remembered.
         error_memory_ms: u64,
+        /// How many data keys of one tenant are fetched from the KMS at the same time.
+        tenant_kms_calls_max: usize,
+        /// How long a request waits for its turn among them.
+        tenant_kms_wait_ms_max: u64,
         /// How often usage counts are written.
         usage_flush_secs: u64,
+    }
+}
+
+settings! {
+    /// Rotation's limits: see [`crate::rotation::Options`].
+    RotationSettings from crate::rotation::Options {
+        /// How often the registry is asked which tenants are due.
+        poll_secs: u64,
+        /// How long the lease lasts without being renewed.
+        lease_secs: u64,
+        /// How often each tenant is looked at without a reason, on average.
+        sweep_secs: u64,
+        /// How often all data keys of a tenant are looked at.
+        full_sweep_secs: u64,
+        /// For how long a KEK's answer about its material counts.
+        kek_check_secs: u64,
+        /// How many KMS calls rotation may make in a second.
+        kms_calls_per_sec_max: u32,
+        /// How many tenants are worked on at once.
+        tenants_at_once_max: usize,
+        /// How many data keys of one tenant are changed before others have their turn.
+        deks_per_turn_max: usize,
+        /// How many data keys are loaded at a time.
+        page_deks: u32,
+        /// The longest wait before a tenant that failed is tried again.
+        backoff_secs_max: u64,
+    }
+}
+
+settings! {
+    /// The waiting period's limits: see [`crate::operations::ShredOptions`].
+    ShreddingSettings from crate::operations::ShredOptions {
+        /// How long it is where nothing is said.
+        waiting_secs: u64,
+        /// The shortest that may be asked for: an hour or more.
+        waiting_secs_min: u64,
+        /// The longest.
+        waiting_secs_max: u64,
     }
 }
 
@@ -149,6 +197,20 @@ pub struct HttpSettings {
     pub request_secs_max: u64,
     /// How many requests may be in flight at once.
     pub in_flight_max: usize,
+    /// The most items of a batch.
+    pub batch_items_max: usize,
+    /// The largest body of a batch.
+    pub batch_body_bytes_max: usize,
+    /// The longest line of a body of lines.
+    pub line_bytes_max: usize,
+    /// How many bodies may be streamed at once.
+    pub transfers_max: usize,
+    /// The largest body that is streamed.
+    pub transfer_bytes_max: u64,
+    /// How much of a streamed answer is held back, so that early failures are ordinary problems.
+    pub transfer_held_bytes_max: usize,
+    /// How long one side of a streamed body may stand still.
+    pub idle_secs_max: u64,
     /// How long a client may take to send a request's head.
     pub head_secs_max: u64,
     /// The largest head of a request.
@@ -158,7 +220,7 @@ pub struct HttpSettings {
     /// How many connections may be open at once.
     pub connections_max: usize,
     /// How long a connection may be open without use.
-    pub idle_secs_max: u64,
+    pub connection_idle_secs_max: u64,
 }
 
 impl Default for HttpSettings {
@@ -170,11 +232,18 @@ impl Default for HttpSettings {
             admin_body_bytes_max: edge.admin_body_bytes_max,
             request_secs_max: edge.request_secs_max,
             in_flight_max: edge.in_flight_max,
+            batch_items_max: edge.batch_items_max,
+            batch_body_bytes_max: edge.batch_body_bytes_max,
+            line_bytes_max: edge.line_bytes_max,
+            transfers_max: edge.transfer.transfers_max,
+            transfer_bytes_max: edge.transfer.transfer_bytes_max,
+            transfer_held_bytes_max: edge.transfer.transfer_held_bytes_max,
+            idle_secs_max: edge.transfer.idle_secs_max,
             head_secs_max: server.head_secs_max,
             head_bytes_max: server.head_bytes_max,
             streams_max: server.streams_max,
             connections_max: server.connections_max,
-            idle_secs_max: server.idle_secs_max,
+            connection_idle_secs_max: server.connection_idle_secs_max,
         }
     }
 }
@@ -190,6 +259,15 @@ impl HttpSettings {
             admin_body_bytes_max: self.admin_body_bytes_max,
             request_secs_max: self.request_secs_max,
             in_flight_max: self.in_flight_max,
+            batch_items_max: self.batch_items_max,
+            batch_body_bytes_max: self.batch_body_bytes_max,
+            line_bytes_max: self.line_bytes_max,
+            transfer: crate::http::TransferOptions {
+                transfers_max: self.transfers_max,
+                idle_secs_max: self.idle_secs_max,
+                transfer_bytes_max: self.transfer_bytes_max,
+                transfer_held_bytes_max: self.transfer_held_bytes_max,
+            },
         }
     }
 
@@ -200,7 +278,7 @@ impl HttpSettings {
             head_bytes_max: self.head_bytes_max,
             streams_max: self.streams_max,
             connections_max: self.connections_max,
-            idle_secs_max: self.idle_secs_max,
+            connection_idle_secs_max: self.connection_idle_secs_max,
         }
     }
 }
@@ -321,17 +399,36 @@ impl Settings {
         at_least("pool.tenant_deks_max", self.pool.tenant_deks_max as u64, 1)?;
         at_least("pool.dek_plaintext_secs_max", self.pool.dek_plaintext_secs_max, 10)?;
         at_least("pool.dek_idle_secs_max", self.pool.dek_idle_secs_max, 10)?;
+        at_least("pool.tenant_kms_calls_max", self.pool.tenant_kms_calls_max as u64, 1)?;
         at_least("pool.usage_flush_secs", self.pool.usage_flush_secs, 1)?;
+        at_least("rotation.poll_secs", self.rotation.poll_secs, 1)?;
+        at_least("rotation.lease_secs", self.rotation.lease_secs, 5)?;
+        at_least("rotation.sweep_secs", self.rotation.sweep_secs, 1)?;
+        at_least("rotation.kms_calls_per_sec_max", self.rotation.kms_calls_per_sec_max.into(), 1)?;
+        at_least("rotation.tenants_at_once_max", self.rotation.tenants_at_once_max as u64, 1)?;
+        at_least("rotation.deks_per_turn_max", self.rotation.deks_per_turn_max as u64, 1)?;
+        at_least("rotation.page_deks", self.rotation.page_deks.into(), 1)?;
+        at_least("rotation.backoff_secs_max", self.rotation.backoff_secs_max, 1)?;
+        at_least("shredding.waiting_secs_min", self.shredding.waiting_secs_min, 3_600)?;
+        at_least("shredding.waiting_secs", self.shredding.waiting_secs, self.shredding.waiting_secs_min)?;
+        at_least("shredding.waiting_secs_max", self.shredding.waiting_secs_max, self.shredding.waiting_secs)?;
         at_least("http.body_bytes_max", self.http.body_bytes_max as u64, 1_024)?;
         at_least("http.admin_body_bytes_max", self.http.admin_body_bytes_max as u64, 1_024)?;
         at_least("http.head_bytes_max", self.http.head_bytes_max as u64, 8_192)?;
         at_least("http.head_secs_max", self.http.head_secs_max, 1)?;
         at_least("http.request_secs_max", self.http.request_secs_max, 1)?;
         at_least("http.in_flight_max", self.http.in_flight_max as u64, 1)?;
+        at_least("http.batch_items_max", self.http.batch_items_max as u64, 1)?;
+        at_least("http.batch_body_bytes_max", self.http.batch_body_bytes_max as u64, 1_024)?;
+        at_least("http.line_bytes_max", self.http.line_bytes_max as u64, 1_024)?;
+        at_least("http.transfers_max", self.http.transfers_max as u64, 1)?;
+        at_least("http.transfer_bytes_max", self.http.transfer_bytes_max, 1_024)?;
+        at_least("http.idle_secs_max", self.http.idle_secs_max, 1)?;
         at_least("http.streams_max", u64::from(self.http.streams_max), 1)?;
         at_least("http.connections_max", self.http.connections_max as u64, 1)?;
-        // A connection whose answer is still being made must not look idle.
-        at_least("http.idle_secs_max", self.http.idle_secs_max, self.http.request_secs_max)?;
+        // A connection whose answer is still being made, or whose transfer may go on, must not look idle.
+        let busy_secs_max = self.http.request_secs_max.max(self.http.idle_secs_max);
+        at_least("http.connection_idle_secs_max", self.http.connection_idle_secs_max, busy_secs_max)?;
         at_least("access.token_bytes_max", self.access.token_bytes_max as u64, 256)?;
         at_least("access.certificate_recheck_secs", self.access.certificate_recheck_secs, 1)?;
         self.tls.check()?;

@@ -16,7 +16,7 @@ use super::tls::Tls;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How long a client may take to send a request's head, in seconds: its first; a later one on the same
-    /// connection has `idle_secs_max`. Default 10.
+    /// connection has `connection_idle_secs_max`. Default 10.
     pub head_secs_max: u64,
     /// The largest head of a request, in bytes: 8,192 or more. Default 32 KiB.
     pub head_bytes_max: usize,
@@ -26,7 +26,7 @@ pub struct Options {
     pub connections_max: usize,
     /// How long a connection may be open without a request or a body's bytes, in seconds: it is closed after that,
     /// and before twice that. No less than a request may take. Default 60.
-    pub idle_secs_max: u64,
+    pub connection_idle_secs_max: u64,
 }
 
 impl Default for Options {
@@ -36,7 +36,7 @@ impl Default for Options {
             head_bytes_max: 32 << 10,
             streams_max: 128,
             connections_max: 4_096,
-            idle_secs_max: 60,
+            connection_idle_secs_max: 60,
         }
     }
 }
@@ -127,12 +127,12 @@ pub fn bind_unix(path: &std::path::Path) -> std::io::Result<UnixListener> {
 }
 
 fn bounded<A>(acceptor: A, options: &Options) -> Bounded<A> {
-    Bounded::new(acceptor, options.connections_max, Duration::from_secs(options.idle_secs_max))
+    Bounded::new(acceptor, options.connections_max, Duration::from_secs(options.connection_idle_secs_max))
 }
 
 fn limited<A: Address, Acc>(server: Server<A, Acc>, options: &Options) -> Server<A, Acc> {
     let head_time = Duration::from_secs(options.head_secs_max);
-    let idle_time = Duration::from_secs(options.idle_secs_max);
+    let idle_time = Duration::from_secs(options.connection_idle_secs_max);
     // Bounds a connection that sends nothing at all, before it is known which protocol it will speak.
     let mut server = server.first_request_timeout(head_time);
     let builder = server.http_builder();

@@ -145,7 +145,7 @@ impl GuardedKms {
             let slot = region.enter(kek, urgency, deadline).await?;
             let failure = match self.try_once(kek, deadline, attempt()).await {
                 Ok(given) => {
-                    region.answered();
+                    region.served();
                     return Ok(given);
                 }
                 Err(failure) => failure,

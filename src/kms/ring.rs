@@ -70,6 +70,8 @@ pub struct RingFailure {
     /// Each member's answer, in the order in which they came. Empty where no wrapped form is of a KEK that is
     /// believed.
     pub failures: Vec<KmsError>,
+    /// Whether a call ended without an answer of any kind: a fault of keyfold's own, which the log has.
+    pub broken: bool,
 }
 
 impl RingFailure {
@@ -231,33 +233,31 @@ impl<'a, W: Send + 'static> Race<'a, W> {
         let (answer, mut answers) = mpsc::unbounded_channel();
         // Dropped when all have been asked: the channel then ends with the last of their tasks, however it ends.
         let mut answer = Some(answer);
+        let mut unheard = 0_usize;
         let hedge = Duration::from_millis(self.rings.options.hedge_ms);
         loop {
-            match self.next() {
-                Some((member, what)) => {
-                    let (id, work) = (member.id.clone(), ask(member, what));
-                    let answer = answer.clone();
-                    // A task of its own: what it learns of its region counts, whoever wins.
-                    let task = self.rings.tracker.spawn(work);
-                    self.rings.tracker.spawn(async move {
-                        let outcome = task.await;
-                        answer.map(|answer| answer.send((id, outcome)))
-                    });
-                }
-                None => answer = None,
+            if let Some((member, what)) = self.next() {
+                let (id, work) = (member.id.clone(), ask(member, what));
+                let answer = answer.clone();
+                // A task of its own: what it learns of its region counts, whoever wins.
+                self.rings.tracker.spawn(async move {
+                    let outcome = work.await;
+                    answer.map(|answer| answer.send((id, outcome)))
+                });
+                unheard += 1;
+            }
+            if self.waiting.is_empty() {
+                answer = None;
             }
             let answered = tokio::select! {
                 biased;
                 answered = answers.recv() => answered,
                 () = self.rings.clock.sleep(hedge), if answer.is_some() => continue,
             };
-            let Some((by, outcome)) = answered else { return Err(RingFailure { failures: self.failures }) };
-            let outcome = match outcome {
-                Ok(outcome) => outcome,
-                // A fault of keyfold's own is no answer of the KMS: it goes up as what it is.
-                Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
-                Err(_) => Err(KmsError::outage(&by, "the call was cut off")),
+            let Some((by, outcome)) = answered else {
+                return Err(RingFailure { failures: self.failures, broken: unheard > 0 });
             };
+            unheard -= 1;
             match outcome {
                 // Its replica has said no in the meantime: that counts for this one too.
                 Ok(_) if denied(&self.failures, &by) => {}

@@ -1,11 +1,11 @@
 //! Open one envelope.
 
-use envelope::{DataKeyId, EncryptionContext, inspect, open_in_place};
+use envelope::{DataKeyId, EncryptionContext, Head, inspect, open_in_place};
 use zeroize::Zeroizing;
 
 use super::{OperationError, Operations, message_context};
 use crate::access::{Decrypt, Permit};
-use crate::pool::PoolError;
+use crate::pool::Opening;
 use crate::tenant::{KeyName, Verb};
 
 /// An envelope to be opened.
@@ -52,24 +52,30 @@ impl Operations {
             Err(error) => {
                 attempt.failed(&error);
                 // The audit has the difference: outside, a section that is not believed is one more wrong context.
-                Err(match error {
-                    OperationError::Pool(PoolError::Disbelieved(_)) => OperationError::ContextMismatch,
-                    other => other,
-                })
+                Err(error.told())
             }
         }
     }
 
     async fn open(&self, permit: &Permit<Decrypt>, request: Decryption) -> Result<Decrypted, OperationError> {
         let head = inspect(&request.envelope)?;
-        let service = permit.service_context();
-        let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
-        let key = opening.scope.key.clone();
-        let context = message_context(request.context, permit, &key)?;
-        let rewrap_advised = !opening.active || opening.section(None) != *head.wrapped();
-        let mut buffer = Zeroizing::new(request.envelope);
-        let plaintext_bytes = open_in_place(&opening.key, &context, &mut buffer)?.len();
-        let (body_offset, dek_id) = (head.body_offset(), head.dek_id());
-        Ok(Decrypted { buffer, plaintext_bytes, body_offset, key, dek_id, rewrap_advised })
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
+        open_with(&opening, &head, permit, request)
     }
+}
+
+/// Opens an envelope whose data key is found.
+pub(super) fn open_with(
+    opening: &Opening,
+    head: &Head,
+    permit: &Permit<Decrypt>,
+    request: Decryption,
+) -> Result<Decrypted, OperationError> {
+    let key = opening.scope.key.clone();
+    let context = message_context(request.context, permit, &key)?;
+    let rewrap_advised = opening.outdated(head);
+    let mut buffer = Zeroizing::new(request.envelope);
+    let plaintext_bytes = open_in_place(&opening.key, &context, &mut buffer)?.len();
+    let (body_offset, dek_id) = (head.body_offset(), head.dek_id());
+    Ok(Decrypted { buffer, plaintext_bytes, body_offset, key, dek_id, rewrap_advised })
 }

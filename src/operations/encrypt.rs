@@ -1,9 +1,10 @@
 //! Seal one message.
 
-use envelope::{DataKeyId, EncryptionContext, head_bytes, seal_in_place, sealed_bytes};
+use envelope::{DataKeyId, EncryptionContext, Salt, head_bytes, seal_in_place, sealed_bytes};
 
 use super::{OperationError, Operations, message_context, new_salt, scope};
 use crate::access::{Encrypt, Permit};
+use crate::pool::Sealing;
 use crate::store::EnvelopeWeight;
 use crate::tenant::{KeyName, Verb};
 
@@ -64,22 +65,32 @@ impl Operations {
     async fn seal(
         &self,
         permit: &Permit<Encrypt>,
-        request: Encryption<'_>,
+        mut request: Encryption<'_>,
     ) -> Result<Encrypted, OperationError> {
+        let context = std::mem::take(&mut request.context);
         let service = permit.service_context();
-        let context = message_context(request.context, permit, &request.key)?;
+        let context = message_context(context, permit, &request.key)?;
         request.plaintext.check()?;
         let scope = scope(permit.tenant(), &request.key, service);
-        let bytes_max = request.plaintext.bytes_max();
-        let sealing = self.pool.to_encrypt(&scope, bytes_max as u64).await?;
-        let section = sealing.section(request.weight);
-        let mut buffer = Vec::with_capacity(sealed_bytes(&section, bytes_max));
-        buffer.resize(head_bytes(&section), 0);
-        if let Err(error) = request.plaintext.append_to(&mut buffer) {
-            zeroize::Zeroize::zeroize(&mut buffer);
-            return Err(error);
-        }
-        seal_in_place(&sealing.key, new_salt()?, &section, &context, &mut buffer)?;
-        Ok(Encrypted { envelope: buffer, key: request.key, dek_id: sealing.key.id() })
+        let sealing = self.pool.to_encrypt(&scope, request.plaintext.bytes_max() as u64).await?;
+        seal_with(&sealing, new_salt()?, &context, request)
     }
+}
+
+/// Seals a message that was checked and admitted.
+pub(super) fn seal_with(
+    sealing: &Sealing,
+    salt: Salt,
+    context: &EncryptionContext,
+    request: Encryption<'_>,
+) -> Result<Encrypted, OperationError> {
+    let section = sealing.section(request.weight);
+    let mut buffer = Vec::with_capacity(sealed_bytes(&section, request.plaintext.bytes_max()));
+    buffer.resize(head_bytes(&section), 0);
+    if let Err(error) = request.plaintext.append_to(&mut buffer) {
+        zeroize::Zeroize::zeroize(&mut buffer);
+        return Err(error);
+    }
+    seal_in_place(&sealing.key, salt, &section, context, &mut buffer)?;
+    Ok(Encrypted { envelope: buffer, key: request.key, dek_id: sealing.key.id() })
 }

@@ -3,9 +3,14 @@
 //! Every operation takes a permit, and takes the tenant from it.
 
 mod administer;
+mod batch;
 mod decrypt;
 mod encrypt;
+mod jobs;
 mod rewrap;
+mod rotate;
+mod shred;
+mod stream;
 
 use std::sync::Arc;
 
@@ -16,23 +21,28 @@ use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::pool::{DekPool, PoolError};
 use crate::store::watch::ChangeWatch;
-use crate::store::{DekScope, Store, StoreError};
+use crate::store::{DekScope, Registry, StoreError};
 use crate::tenant::{Kek, KeyName, TenantId};
 
 pub use administer::{ApiKeyGrant, KeyChange, Page, TenantChange};
+pub use batch::{Decryptor, Encryptor, Rewrapper};
 pub use decrypt::{Decrypted, Decryption};
 pub use encrypt::{Encrypted, Encryption, Plaintext};
-pub use rewrap::{RewrapMode, Rewrapped, Rewrapping};
+pub use rewrap::{NewHead, RewrapMode, Rewrapped, Rewrapping};
+pub use rotate::Rotated;
+pub use shred::{BeyondReach, ShredOptions, Shredding};
+pub use stream::{Begun, Sink, Source, StreamDecryption, StreamEncryption, StreamRewrapping, TransferError};
 
 /// What the verbs need. Built once.
 pub struct Operations {
     pool: DekPool,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Registry>,
     watch: Arc<ChangeWatch>,
     access: Arc<Access>,
     audit: Audit,
     clock: Clock,
     keks: Arc<dyn KekCheck>,
+    shredding: ShredOptions,
 }
 
 /// Whether this service can use a master key: asked before a tenant's ring takes it.
@@ -46,14 +56,20 @@ impl Operations {
     /// The verbs over these parts.
     pub fn new(
         pool: DekPool,
-        store: Arc<dyn Store>,
+        store: Arc<dyn Registry>,
         watch: Arc<ChangeWatch>,
         access: Arc<Access>,
         clock: Clock,
         keks: Arc<dyn KekCheck>,
     ) -> Self {
         let audit = Audit::new(clock.clone());
-        Self { pool, store, watch, access, audit, clock, keks }
+        let shredding = ShredOptions::default();
+        Self { pool, store, watch, access, audit, clock, keks, shredding }
+    }
+
+    /// The same with other limits for the waiting period of shredding.
+    pub fn with_shredding(self, shredding: ShredOptions) -> Self {
+        Self { shredding, ..self }
     }
 
     /// The pool of data keys.
@@ -115,9 +131,23 @@ pub enum OperationError {
     /// The registry.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A body that is streamed did not go through.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// A fault of keyfold's own.
     #[error("{0}")]
     Internal(&'static str),
+}
+
+impl OperationError {
+    /// What the caller is told. The audit has the difference: outside, a section that is not believed is one more
+    /// wrong context.
+    fn told(self) -> Self {
+        match self {
+            Self::Pool(PoolError::Disbelieved(_)) => Self::ContextMismatch,
+            other => other,
+        }
+    }
 }
 
 impl From<OpenError> for OperationError {
@@ -166,4 +196,12 @@ fn new_salt() -> Result<Salt, OperationError> {
     getrandom::fill(&mut salt)
         .map_err(|_| OperationError::Internal("the operating system gives no randomness"))?;
     Ok(salt)
+}
+
+/// What makes an id unique among those of the same millisecond.
+fn random() -> Result<[u8; 10], OperationError> {
+    let mut random = [0; 10];
+    getrandom::fill(&mut random)
+        .map_err(|_| OperationError::Internal("the operating system gives no randomness"))?;
+    Ok(random)
 }

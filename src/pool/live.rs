@@ -101,6 +101,11 @@ impl LiveDek {
         Some((key, facts))
     }
 
+    /// Whether what is known of it is up to date.
+    pub(super) fn is_current(&self) -> bool {
+        self.facts.load().seen_mark == self.mark.now()
+    }
+
     /// The key, if the KMS's word for it still counts.
     pub(super) fn plaintext(&self, now: Duration) -> Option<Arc<DataKey>> {
         let now_ms = as_ms(now);

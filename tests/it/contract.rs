@@ -12,12 +12,13 @@ pub(crate) static DOCUMENT: LazyLock<Value> =
 
 /// Every problem: its code, status, and whether the same request may succeed later. A copy on purpose: programs are
 /// written against it, and a change of the table in the service must not go unnoticed.
-pub(crate) const PROBLEMS: [(&str, u16, bool); 20] = [
+pub(crate) const PROBLEMS: [(&str, u16, bool); 21] = [
     ("malformed_request", 400, false),
     ("malformed_envelope", 400, false),
     ("reserved_context", 400, false),
     ("unauthenticated", 401, false),
     ("forbidden", 403, false),
+    ("context_limit", 403, false),
     ("kek_denied", 403, false),
     ("key_revoked", 403, false),
     ("not_found", 404, false),

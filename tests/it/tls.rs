@@ -263,7 +263,7 @@ async fn a_certificate_that_expires_or_is_revoked_loses_the_connections_it_has()
 async fn a_connection_too_many_is_closed_and_an_idle_one_after_its_time() {
     let mut world = World::new().await;
     world.settings.http.connections_max = 2;
-    world.settings.http.idle_secs_max = 1;
+    world.settings.http.connection_idle_secs_max = 1;
     let service = world.start().await;
     let open = || tokio::net::TcpStream::connect(service.address);
     let (mut first, _second) = (open().await.unwrap(), open().await.unwrap());

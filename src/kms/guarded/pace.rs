@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-/// After a throttled answer the rate falls to this share of what had been sent.
+/// After a throttled answer the rate falls to this share of what was served in a second.
 const GIVE_WAY: f64 = 0.7;
 /// The rate never falls below this many calls a second.
 const RATE_MIN: f64 = 1.0;
@@ -23,16 +23,16 @@ pub(super) struct Pace {
     throttled: Option<(f64, Duration)>,
     tokens: f64,
     filled: Duration,
-    /// Calls that passed in the second that began then, and in the one before.
+    /// Calls that were served in the second that began then, and in the one before.
     window: Duration,
-    passed: f64,
-    passed_before: f64,
+    served: f64,
+    served_before: f64,
 }
 
 impl Pace {
     pub(super) fn new(calls_per_sec_max: u32, now: Duration) -> Self {
         let max = f64::from(calls_per_sec_max.max(1));
-        Self { max, throttled: None, tokens: max, filled: now, window: now, passed: 0.0, passed_before: 0.0 }
+        Self { max, throttled: None, tokens: max, filled: now, window: now, served: 0.0, served_before: 0.0 }
     }
 
     /// Whether a call may pass now; if not, how long until one may.
@@ -46,9 +46,13 @@ impl Pace {
             return Err(Duration::from_secs_f64((1.0 - self.tokens) / rate));
         }
         self.tokens -= 1.0;
-        self.roll(now);
-        self.passed += 1.0;
         Ok(())
+    }
+
+    /// The KMS has served a call.
+    pub(super) fn served(&mut self, now: Duration) {
+        self.roll(now);
+        self.served += 1.0;
     }
 
     /// The KMS has throttled a call.
@@ -57,8 +61,8 @@ impl Pace {
             return;
         }
         self.roll(now);
-        let sent = self.passed.max(self.passed_before);
-        let rate = (self.rate(now).min(sent) * GIVE_WAY).clamp(RATE_MIN, self.max);
+        let served = self.served.max(self.served_before);
+        let rate = (self.rate(now).min(served) * GIVE_WAY).clamp(RATE_MIN, self.max);
         self.throttled = Some((rate, now));
         self.tokens = 0.0;
         self.filled = now;
@@ -74,8 +78,8 @@ impl Pace {
     fn roll(&mut self, now: Duration) {
         let since = now.saturating_sub(self.window);
         if since >= Duration::from_secs(1) {
-            self.passed_before = if since < Duration::from_secs(2) { self.passed } else { 0.0 };
-            self.passed = 0.0;
+            self.served_before = if since < Duration::from_secs(2) { self.served } else { 0.0 };
+            self.served = 0.0;
             self.window = now;
         }
     }
@@ -104,10 +108,14 @@ mod tests {
     }
 
     #[test]
-    fn a_throttled_answer_lowers_the_rate_to_below_what_was_sent() {
+    fn a_throttled_answer_lowers_the_rate_to_below_what_was_served() {
         let mut pace = Pace::new(1_000, ms(0));
         for _ in 0..20 {
             pace.take(ms(0)).unwrap();
+            pace.served(ms(5));
+        }
+        for _ in 0..80 {
+            pace.take(ms(5)).unwrap();
         }
         pace.throttled(ms(10));
         assert!((pace.rate(ms(10)) - 14.0).abs() < 0.1, "{}", pace.rate(ms(10)));
@@ -126,6 +134,7 @@ mod tests {
             if pace.take(ms(at)).is_ok() {
                 if theirs.take(ms(at)).is_ok() {
                     served += 1;
+                    pace.served(ms(at));
                 } else {
                     refused += 1;
                     pace.throttled(ms(at));

@@ -149,8 +149,14 @@ impl Region {
         }
     }
 
-    /// The KMS has answered.
-    pub(super) fn answered(&self) {
+    /// The KMS has done what it was asked, or has said why not.
+    pub(super) fn served(&self) {
+        let now = self.clock.monotonic();
+        self.state().pace.served(now);
+        self.answered();
+    }
+
+    fn answered(&self) {
         let mut state = self.state();
         state.silent.clear();
         if state.breaker.answered() == Change::Closed {
@@ -161,7 +167,7 @@ impl Region {
     /// Learns from a failed call.
     pub(super) fn heed(&self, failure: &KmsError) {
         let now = self.clock.monotonic();
-        let KmsError::Outage { cause, kek, .. } = failure else { return self.answered() };
+        let KmsError::Outage { cause, kek, .. } = failure else { return self.served() };
         match cause {
             OutageCause::Unreachable => {
                 let mut state = self.state();

@@ -78,6 +78,7 @@ const ROOMS: &[Room] = &[
     Room(
         "cli",
         &[
+            "access::Presented",
             "access::Principal",
             "access::client_cert",
             "access::rules",

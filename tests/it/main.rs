@@ -19,6 +19,8 @@ mod kms_moto;
 mod lanes;
 mod layering;
 mod pki;
+mod tokens;
+mod grants;
 mod openapi;
 mod outage;
 mod pool;

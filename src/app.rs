@@ -1,5 +1,7 @@
 //! Assembly: builds everything once, and is the only place that knows all rooms.
 
+mod doctor;
+mod hardening;
 mod readiness;
 
 use std::path::Path;
@@ -12,6 +14,8 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
+pub use self::doctor::{Check, Finding, Trouble};
+pub use self::hardening::{Locking, harden};
 use self::readiness::ServiceProbe;
 use crate::access::{Access, Pepper};
 use crate::clock::Clock;
@@ -49,6 +53,7 @@ pub struct App {
     pub open_transfers: Arc<AtomicUsize>,
     /// The tasks, and how they stop.
     pub lifecycle: Lifecycle,
+    kms: Arc<dyn Kms>,
     pool: DekPool,
     usage_flush: Duration,
 }
@@ -85,11 +90,7 @@ impl App {
         make_data_dir(&settings.data_dir)?;
         let pepper = pepper(settings, variables)?;
         let store: Arc<dyn Registry> = Arc::new(open_store(settings).await?);
-        let keyring = open_keyring(settings, variables, dev, &clock).await?;
-        let aws =
-            GuardedKms::new(Arc::new(AwsKms::new(settings.aws.reach())), clock.clone(), settings.aws.guard());
-        let local = keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>);
-        let kms: Arc<dyn Kms> = Arc::new(KmsRouter::new(local, Arc::new(aws.clone())));
+        let (kms, aws, keyring) = open_kms(settings, variables, dev, &clock).await?;
         let guard = Some(aws);
         Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper })
     }
@@ -131,7 +132,7 @@ impl App {
             Arc::clone(&watch),
             Arc::clone(&access),
             clock.clone(),
-            Arc::new(AskTheKms(kms)),
+            Arc::new(AskTheKms(Arc::clone(&kms))),
         );
         let operations = Arc::new(operations.with_shredding((&settings.shredding).into()));
         let probe = Arc::new(ServiceProbe {
@@ -161,6 +162,7 @@ impl App {
             router,
             open_transfers,
             lifecycle,
+            kms,
             pool,
             usage_flush,
         })
@@ -207,6 +209,21 @@ fn make_data_dir(path: &Path) -> anyhow::Result<()> {
 fn pepper(settings: &Settings, variables: &Variables) -> anyhow::Result<Pepper> {
     let secret = Secrets::new(settings, variables).pepper()?;
     Ok(Pepper::new(&secret)?)
+}
+
+/// The master keys that the settings reach: a router over them, and the parts of it that more is asked of.
+pub async fn open_kms(
+    settings: &Settings,
+    variables: &Variables,
+    dev: bool,
+    clock: &Clock,
+) -> anyhow::Result<(Arc<dyn Kms>, GuardedKms, Option<LocalKeyRing>)> {
+    let keyring = open_keyring(settings, variables, dev, clock).await?;
+    let aws =
+        GuardedKms::new(Arc::new(AwsKms::new(settings.aws.reach())), clock.clone(), settings.aws.guard());
+    let local = keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>);
+    let kms: Arc<dyn Kms> = Arc::new(KmsRouter::new(local, Arc::new(aws.clone())));
+    Ok((kms, aws, keyring))
 }
 
 /// Opens the registry that the settings name.

@@ -35,6 +35,9 @@ pub mod rotation;
 // The edge.
 pub mod http;
 
+// Files straight against a KMS, without the service: the users' insurance.
+pub mod offline;
+
 // Assembly: the process, its settings, the one place that knows all rooms, and the command line.
 pub mod telemetry;
 pub mod lifecycle;

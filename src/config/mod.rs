@@ -5,6 +5,7 @@
 
 mod access;
 mod aws;
+mod memory;
 mod secrets;
 mod tls;
 
@@ -20,6 +21,7 @@ pub use access::{
     RequiredClaimSettings, RestrictionSettings, RoleSettings,
 };
 pub use aws::AwsSettings;
+pub use memory::{LockMemory, MemorySettings};
 pub use secrets::{SecretError, Secrets, write_new_secret};
 pub use tls::{ClientCertificateDemand, TlsSettings, TlsVersion};
 
@@ -55,6 +57,8 @@ pub struct Settings {
     pub keyring: KeyringSettings,
     /// AWS KMS.
     pub aws: AwsSettings,
+    /// Secrets in memory.
+    pub memory: MemorySettings,
     /// Credentials.
     pub access: AccessSettings,
     /// The log.
@@ -78,6 +82,7 @@ impl Default for Settings {
             shredding: ShreddingSettings::default(),
             keyring: KeyringSettings::default(),
             aws: AwsSettings::default(),
+            memory: MemorySettings::default(),
             access: AccessSettings::default(),
             log: LogSettings::default(),
         }
@@ -402,7 +407,7 @@ impl Settings {
         at_least("pool.tenant_kms_calls_max", self.pool.tenant_kms_calls_max as u64, 1)?;
         at_least("pool.usage_flush_secs", self.pool.usage_flush_secs, 1)?;
         at_least("rotation.poll_secs", self.rotation.poll_secs, 1)?;
-        at_least("rotation.lease_secs", self.rotation.lease_secs, 5)?;
+        at_least("rotation.lease_secs", self.rotation.lease_secs, 1)?;
         at_least("rotation.sweep_secs", self.rotation.sweep_secs, 1)?;
         at_least("rotation.kms_calls_per_sec_max", self.rotation.kms_calls_per_sec_max.into(), 1)?;
         at_least("rotation.tenants_at_once_max", self.rotation.tenants_at_once_max as u64, 1)?;

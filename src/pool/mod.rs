@@ -11,6 +11,7 @@ mod fetch;
 mod flights;
 mod keeper;
 mod live;
+mod pages;
 mod turns;
 mod usage;
 
@@ -404,6 +405,11 @@ impl DekPool {
         let now = self.fetch.clock.now();
         let active = self.fetch.store.promote_next_dek(scope, predecessor, now).await?;
         active.map(|active| active.dek.id).ok_or(PoolError::Busy)
+    }
+
+    /// Keeps the pages of data keys that come into memory from now on out of the swap, in the whole process.
+    pub fn lock_pages(&self) {
+        pages::start();
     }
 
     /// How many plaintext data keys are in memory.

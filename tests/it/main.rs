@@ -3,6 +3,7 @@
 
 mod airports;
 mod api;
+mod aws_program;
 mod aws_world;
 mod bad_input;
 mod bulk;
@@ -13,6 +14,7 @@ mod contract;
 mod forgeries;
 mod keyring_file;
 mod kill;
+mod killed;
 mod kms_aws;
 mod kms_contract;
 mod kms_moto;
@@ -28,6 +30,7 @@ mod probes;
 mod program;
 mod readme;
 mod rotation;
+mod secrets_stay_secret;
 mod service;
 mod shutdown;
 mod store_contract;

@@ -503,3 +503,28 @@ async fn who_may_see_jobs_and_keks_is_told_and_nobody_else() {
     assert_eq!(caller.get("/v1/jobs").await.ok(200)["items"][0]["job_id"], job["job_id"]);
     service.stop().await;
 }
+
+/// Nobody asks for it: the background task is woken by the change, though its clock stands still.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_the_ring_is_followed_at_once() {
+    let world = world().await;
+    world.keyring.add("two").await.unwrap();
+    let service = world.start().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let sealed = caller.encrypt(b"hello", &json!({})).await;
+    caller.put("/v1/tenants/acme", &json!({"keks": [{"kek": "local:two"}]})).await.ok(200);
+    let followed = async {
+        while kek_use(&caller, "local:one").await["needed"] == true {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(20), followed).await.is_ok(),
+        "{}",
+        last_job(&caller).await
+    );
+    world.keyring.disable("one").await.unwrap();
+    service.app.pool().clear();
+    assert_eq!(caller.decrypt(&sealed, &json!({})).await, b"hello");
+    service.stop().await;
+}

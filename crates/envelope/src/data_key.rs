@@ -132,6 +132,12 @@ impl DataKey {
         self.id
     }
 
+    /// Where the secret lies, and how many bytes it has: for whoever keeps those pages out of the swap. It stays
+    /// there for as long as this value lives.
+    pub fn place(&self) -> (*const u8, usize) {
+        (std::ptr::from_ref(&*self.hmac).cast(), size_of::<PreparedHmac>())
+    }
+
     pub(crate) fn hmac(&self) -> &PreparedHmac {
         &self.hmac
     }

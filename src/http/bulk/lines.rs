@@ -64,14 +64,14 @@ impl<V: ItemVerb> Pipeline<V> {
                     sink.write(answers.json.into()).await.map_err(told)?;
                 }
                 piece = source.next(), if reading => {
-                    let lines = match piece.map_err(told)? {
-                        Some(piece) => self.splitter.push(&piece),
-                        None => {
-                            more = false;
-                            self.splitter.end().into_iter().collect()
-                        }
-                    };
-                    self.wait(lines);
+                    if let Some(piece) = piece.map_err(told)? {
+                        let lines = self.splitter.push(&piece);
+                        self.wait(lines);
+                    } else {
+                        more = false;
+                        let last = self.splitter.end().into_iter().collect();
+                        self.wait(last);
+                    }
                 }
             }
         }

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::extract::Request;
 use axum_server::tls::TlsInfo;
 use http::{HeaderMap, header};
 
@@ -18,24 +16,14 @@ pub(in crate::http) struct Caller(
     pub(in crate::http) Option<Arc<Circumstances>>,
 );
 
-pub(in crate::http) async fn authenticate(
-    State(access): State<Arc<Access>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+/// Puts the [`Caller`] into the request.
+pub(in crate::http) async fn authenticate(access: &Access, request: &mut Request) -> Result<(), Problem> {
+    let bearer = bearer(request.headers())?;
     let connection = request.extensions().get::<Arc<TlsInfo>>();
     let certificates = connection.map_or(&[][..], |connection| &connection.peer_certificates);
-    let principal = match bearer(request.headers()) {
-        Ok(bearer) => access.authenticate(Presented { bearer, certificates }).await,
-        Err(error) => Err(error),
-    };
-    match principal {
-        Ok(principal) => {
-            request.extensions_mut().insert(Caller(principal, None));
-            next.run(request).await
-        }
-        Err(error) => Problem::from(error).into_response(),
-    }
+    let principal = access.authenticate(Presented { bearer, certificates }).await?;
+    request.extensions_mut().insert(Caller(principal, None));
+    Ok(())
 }
 
 /// The bearer token, where there is one. Two `Authorization` headers are refused: which of them counts is what an

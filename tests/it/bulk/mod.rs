@@ -1,6 +1,7 @@
 //! Much at once: batches, lines of JSON, raw bodies, files.
 
 mod batch;
+mod files;
 mod lines;
 mod raw;
 

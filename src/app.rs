@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 
 use crate::access::{Access, Pepper};
+use crate::audit::{Audit, Keys};
 use crate::clock::Clock;
 use crate::config::{Secrets, Settings, Variables};
 use crate::http::{Probe, Readiness, ReadinessStatus};
@@ -38,6 +39,7 @@ pub struct App {
     /// The tasks, and how they stop.
     pub lifecycle: Lifecycle,
     pool: DekPool,
+    audit: Audit,
     usage_flush: Duration,
 }
 
@@ -53,6 +55,8 @@ pub struct Parts {
     pub keyring: Option<LocalKeyRing>,
     /// The server's secret in every API key's hash.
     pub pepper: Pepper,
+    /// The record of who did what.
+    pub audit: Audit,
 }
 
 /// How long the last tasks may take at the end, after the listener has closed.
@@ -68,12 +72,13 @@ impl App {
         let keyring = open_keyring(settings, variables, dev, &clock).await?;
         let kms: Arc<dyn Kms> =
             Arc::new(KmsRouter::new(keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>)));
-        Ok(Self::assemble(settings, Parts { clock, store, kms, keyring, pepper }))
+        let audit = open_audit(settings, variables, &clock)?;
+        Ok(Self::assemble(settings, Parts { clock, store, kms, keyring, pepper, audit }))
     }
 
     /// Puts the parts together.
     pub fn assemble(settings: &Settings, parts: Parts) -> Self {
-        let Parts { clock, store, kms, keyring, pepper } = parts;
+        let Parts { clock, store, kms, keyring, pepper, audit } = parts;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
         let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
@@ -94,11 +99,12 @@ impl App {
             Arc::clone(&access),
             clock,
             Arc::new(AskTheKms(kms)),
+            audit.clone(),
         ));
         let probe = Arc::new(StoreProbe(Arc::clone(&store)));
         let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.edge());
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
-        Self { operations, access, store, keyring, router, lifecycle, pool, usage_flush }
+        Self { operations, access, store, keyring, router, lifecycle, pool, audit, usage_flush }
     }
 
     /// Starts the background tasks.
@@ -122,6 +128,9 @@ impl App {
         }
         self.pool.clear();
         self.store.close().await;
+        let audit = self.audit;
+        // Joins threads that write: not on a thread that serves.
+        let _ = tokio::task::spawn_blocking(move || audit.close()).await;
     }
 
     /// The pool of data keys.
@@ -140,6 +149,16 @@ fn make_data_dir(path: &Path) -> anyhow::Result<()> {
 fn pepper(settings: &Settings, variables: &Variables) -> anyhow::Result<Pepper> {
     let secret = Secrets::new(settings, variables).pepper()?;
     Ok(Pepper::new(&secret)?)
+}
+
+fn open_audit(settings: &Settings, variables: &Variables, clock: &Clock) -> anyhow::Result<Audit> {
+    let options = settings.audit_options();
+    if !options.is_on() {
+        return Ok(Audit::new(clock.clone()));
+    }
+    let secret = Secrets::new(settings, variables).audit_key()?;
+    let keys = Keys::new(&secret, settings.audit.public_context.clone())?;
+    Ok(Audit::open(clock.clone(), &options, &keys)?)
 }
 
 /// Opens the registry that the settings name.

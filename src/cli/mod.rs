@@ -1,6 +1,7 @@
 //! The command line. Errors go to people: what is wrong, where, what to do.
 
 mod api_key;
+mod audit;
 mod check_config;
 mod dev;
 mod inspect;
@@ -53,6 +54,9 @@ enum Command {
     /// Manage API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
+    /// Verify and search the record of who did what.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Explain the head of an envelope. Needs no key.
     Inspect(inspect::InspectArgs),
     /// Print the OpenAPI document.
@@ -91,6 +95,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Keyring(command) => block_on(keyring::run(&common.settings(variables)?, command, variables)),
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
+        Command::Audit(command) => audit::run(&common.settings(variables)?, command, variables),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),

@@ -3,6 +3,7 @@
 //! In order of precedence: flags, the environment (`KEYFOLD_HTTP__BODY_BYTES_MAX=...`), the configuration file, the
 //! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
 
+mod audit;
 mod secrets;
 
 use std::collections::HashMap;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
+pub use audit::{AuditFileSettings, AuditSettings, AuditSinkSettings, AuditSyslogSettings};
 pub use secrets::{SecretError, Secrets, write_new_secret};
 
 /// Everything that can be configured.
@@ -38,6 +40,8 @@ pub struct Settings {
     pub keyring: KeyringSettings,
     /// Credentials.
     pub access: AccessSettings,
+    /// The record of who did what.
+    pub audit: AuditSettings,
     /// The log.
     pub log: LogSettings,
 }
@@ -55,6 +59,7 @@ impl Default for Settings {
             registry: RegistrySettings::default(),
             keyring: KeyringSettings::default(),
             access: AccessSettings::default(),
+            audit: AuditSettings::default(),
             log: LogSettings::default(),
         }
     }
@@ -157,10 +162,10 @@ impl Default for HttpSettings {
 
 impl HttpSettings {
     /// The edge's options.
-    fn edge(&self, context: crate::http::ContextRules) -> crate::http::Options {
+    fn edge(&self, context: crate::http::ContextRules, recorded: bool) -> crate::http::Options {
         crate::http::Options {
             context,
-            origin_wanted: false,
+            recorded,
             plaintext_bytes_max: self.plaintext_bytes_max,
             body_bytes_max: self.body_bytes_max,
             admin_body_bytes_max: self.admin_body_bytes_max,
@@ -259,7 +264,8 @@ pub enum ConfigError {
 }
 
 /// Variables that begin with `KEYFOLD_` and are no settings: secrets, and what the command line and its tests read.
-const NOT_SETTINGS: [&str; 6] = [
+const NOT_SETTINGS: [&str; 7] = [
+    "KEYFOLD_AUDIT_KEY",
     "KEYFOLD_CONFIG",
     "KEYFOLD_KEYRING_PASSPHRASE",
     "KEYFOLD_PEPPER",
@@ -310,12 +316,18 @@ impl Settings {
         at_least("http.head_secs_max", self.http.head_secs_max, 1)?;
         at_least("http.request_secs_max", self.http.request_secs_max, 1)?;
         at_least("http.in_flight_max", self.http.in_flight_max as u64, 1)?;
+        at_least("audit.queue_records_max", self.audit.queue_records_max as u64, 1)?;
+        at_least("audit.seal_records", self.audit.seal_records, 1)?;
+        at_least("audit.seal_secs", self.audit.seal_secs, 1)?;
+        if let Some(file) = &self.audit.file {
+            at_least("audit.file.rotate_bytes", file.rotate_bytes, 4_096)?;
+        }
         at_least("http.streams_max", u64::from(self.http.streams_max), 1)
     }
 
     /// The edge's options.
     pub fn edge(&self) -> crate::http::Options {
-        self.http.edge(self.context.clone())
+        self.http.edge(self.context.clone(), self.audit.is_on())
     }
 
     /// The registry's file.
@@ -326,6 +338,17 @@ impl Settings {
     /// The key ring's file.
     pub fn keyring_file(&self) -> PathBuf {
         self.keyring.file.clone().unwrap_or_else(|| self.data_dir.join("keyring"))
+    }
+
+    /// The audit key's file.
+    pub fn audit_key_file(&self) -> PathBuf {
+        self.audit.key_file.clone().unwrap_or_else(|| self.data_dir.join("audit-key"))
+    }
+
+    /// The audit's file, whether it is written or not.
+    pub fn audit_file(&self) -> PathBuf {
+        let path = self.audit.file.as_ref().and_then(|file| file.path.clone());
+        path.unwrap_or_else(|| self.data_dir.join("audit").join("audit.jsonl"))
     }
 
     /// The pepper's file.

@@ -32,7 +32,7 @@ use crate::tenant::KeyName;
 use handlers::{BodyBytesMax, api_keys, decrypt, encrypt, health, keys, rewrap, tenants};
 use middleware::admission::{Admission, admit};
 use middleware::authenticate::authenticate;
-use middleware::context::circumstances;
+use middleware::context::{Established, circumstances};
 use middleware::deadline::deadline;
 use middleware::edge::{RequestIds, edge};
 use problem::{Code, Problem};
@@ -56,8 +56,9 @@ pub struct Options {
     pub in_flight_max: usize,
     /// What of a request goes into its encryption context. Default nothing.
     pub context: ContextRules,
-    /// Whether the request's id and source are handed on, for the audit. Default not.
-    pub origin_wanted: bool,
+    /// Whether calls are recorded: then their ids and sources are handed on, and so is what is refused before any
+    /// verb takes it over. Default not.
+    pub recorded: bool,
 }
 
 impl Default for Options {
@@ -69,7 +70,7 @@ impl Default for Options {
             request_secs_max: 30,
             in_flight_max: 1_024,
             context: ContextRules::default(),
-            origin_wanted: false,
+            recorded: false,
         }
     }
 }
@@ -204,9 +205,10 @@ pub fn router(
     options: &Options,
 ) -> axum::Router {
     let admission = Arc::new(Admission::new(options.in_flight_max));
+    let recorder = options.recorded.then(|| Arc::clone(&operations));
     let mut router = OpenApiRouter::with_openapi(openapi::base());
     for route in route_table(options) {
-        router = router.routes(guarded(route, access, &admission, options.origin_wanted));
+        router = router.routes(guarded(route, access, &admission, recorder.as_ref()));
     }
     let (router, document) = router.split_for_parts();
     let state = HttpState { operations, probe, options: options.clone(), default_key: KeyName::default() };
@@ -228,7 +230,7 @@ fn guarded(
     route: Route,
     access: &Arc<Access>,
     admission: &Arc<Admission>,
-    origin_wanted: bool,
+    recorder: Option<&Arc<Operations>>,
 ) -> UtoipaMethodRouter<Arc<HttpState>> {
     let (schemas, mut paths, mut methods) = route.methods;
     openapi::add_problems(
@@ -239,8 +241,9 @@ fn guarded(
     );
     if route.guard == Guard::Credential {
         // Not there where nobody wants it: an unused feature costs nothing.
-        if origin_wanted || !route.context.is_empty() {
-            methods = methods.layer(from_fn_with_state(route.context, circumstances));
+        if recorder.is_some() || !route.context.is_empty() {
+            let established = Established { rules: route.context, recorder: recorder.cloned() };
+            methods = methods.layer(from_fn_with_state(established, circumstances));
         }
         methods = methods.layer(from_fn_with_state(Arc::clone(access), authenticate));
     }

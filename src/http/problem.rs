@@ -54,6 +54,8 @@ pub enum Code {
     KmsUnavailable,
     /// The registry cannot be reached.
     StoreUnavailable,
+    /// The audit takes no record, and what is not recorded is not done.
+    AuditUnavailable,
     /// Too much at once.
     Overloaded,
     /// It took too long.
@@ -201,6 +203,13 @@ impl Code {
                 "The registry cannot be reached",
                 true,
                 "the registry of keys cannot be reached",
+            ),
+            Self::AuditUnavailable => Meaning(
+                "audit_unavailable",
+                S::SERVICE_UNAVAILABLE,
+                "The audit takes no record",
+                true,
+                "the audit takes no record at present, and what is not recorded is not done",
             ),
             Self::Overloaded => Meaning(
                 "overloaded",
@@ -388,6 +397,7 @@ impl From<OperationError> for Problem {
             OperationError::Forbidden(error) => return error.into(),
             OperationError::Pool(error) => return error.into(),
             OperationError::Store(error) => return error.into(),
+            OperationError::Unrecorded(error) => return Self::internal(Code::AuditUnavailable, &error),
             OperationError::Internal(detail) => return Self::internal(Code::InternalError, detail),
             OperationError::Invalid(_) | OperationError::Context(_) => Code::MalformedRequest,
             OperationError::ReservedContext(_) | OperationError::ServiceContext(_) => Code::ReservedContext,

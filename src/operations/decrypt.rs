@@ -3,9 +3,9 @@
 use envelope::{DataKeyId, EncryptionContext, inspect, open_in_place};
 use zeroize::Zeroizing;
 
-use super::{OperationError, Operations, message_context};
+use super::{OperationError, Operations, conclude, message_context};
 use crate::access::{Decrypt, Permit};
-use crate::pool::PoolError;
+use crate::audit::Attempt;
 use crate::tenant::{KeyName, Verb};
 
 /// An envelope to be opened.
@@ -43,32 +43,31 @@ impl Operations {
         permit: &Permit<Decrypt>,
         request: Decryption,
     ) -> Result<Decrypted, OperationError> {
-        let attempt = self.audit.begin(Verb::Decrypt, permit.principal(), permit.tenant());
-        match self.open(permit, request).await {
-            Ok(decrypted) => {
-                attempt.done();
-                Ok(decrypted)
-            }
-            Err(error) => {
-                attempt.failed(&error);
-                // The audit has the difference: outside, a section that is not believed is one more wrong context.
-                Err(match error {
-                    OperationError::Pool(PoolError::Disbelieved(_)) => OperationError::ContextMismatch,
-                    other => other,
-                })
-            }
-        }
+        let mut attempt = self.audit.begin(Verb::Decrypt, permit.who()).await?;
+        let outcome = self.open(permit, request, &mut attempt).await;
+        conclude(attempt, outcome)
     }
 
-    async fn open(&self, permit: &Permit<Decrypt>, request: Decryption) -> Result<Decrypted, OperationError> {
+    async fn open(
+        &self,
+        permit: &Permit<Decrypt>,
+        request: Decryption,
+        attempt: &mut Attempt<'_>,
+    ) -> Result<Decrypted, OperationError> {
+        attempt.with_bytes(request.envelope.len(), 0);
         let head = inspect(&request.envelope)?;
+        attempt.with_dek(head.dek_id());
         let service = permit.service_context();
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
         let key = opening.scope.key.clone();
+        attempt.with_key(&key);
         let context = message_context(request.context, service, permit.tenant(), &key)?;
         let rewrap_advised = !opening.active || opening.section(None) != *head.wrapped();
         let mut buffer = Zeroizing::new(request.envelope);
-        let plaintext_bytes = open_in_place(&opening.key, &context, &mut buffer)?.len();
+        let opened = open_in_place(&opening.key, &context, &mut buffer).map(|plaintext| plaintext.len());
+        attempt.with_context(context);
+        let plaintext_bytes = opened?;
+        attempt.with_bytes(buffer.len(), plaintext_bytes);
         let (body_offset, dek_id) = (head.body_offset(), head.dek_id());
         Ok(Decrypted { buffer, plaintext_bytes, body_offset, key, dek_id, rewrap_advised })
     }

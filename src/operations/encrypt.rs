@@ -2,8 +2,9 @@
 
 use envelope::{DataKeyId, EncryptionContext, head_bytes, seal_in_place, sealed_bytes};
 
-use super::{OperationError, Operations, message_context, new_salt, scope};
+use super::{OperationError, Operations, conclude, message_context, new_salt, scope};
 use crate::access::{Encrypt, Permit};
+use crate::audit::Attempt;
 use crate::store::EnvelopeWeight;
 use crate::tenant::{KeyName, Verb};
 
@@ -48,38 +49,50 @@ impl Operations {
         permit: &Permit<Encrypt>,
         request: Encryption<'_>,
     ) -> Result<Encrypted, OperationError> {
-        let attempt = self.audit.begin(Verb::Encrypt, permit.principal(), permit.tenant());
-        match self.seal(permit, request).await {
-            Ok(encrypted) => {
-                attempt.done();
-                Ok(encrypted)
-            }
-            Err(error) => {
-                attempt.failed(&error);
-                Err(error)
-            }
-        }
+        let mut attempt = self.audit.begin(Verb::Encrypt, permit.who()).await?;
+        let outcome = self.seal(permit, request, &mut attempt).await;
+        conclude(attempt, outcome)
     }
 
     async fn seal(
         &self,
         permit: &Permit<Encrypt>,
         request: Encryption<'_>,
+        attempt: &mut Attempt<'_>,
     ) -> Result<Encrypted, OperationError> {
+        attempt.with_key(&request.key);
         let service = permit.service_context();
         let context = message_context(request.context, service, permit.tenant(), &request.key)?;
-        request.plaintext.check()?;
-        let scope = scope(permit.tenant(), &request.key, service);
-        let bytes_max = request.plaintext.bytes_max();
+        let sealed = self.seal_with(permit, &request.key, &context, request.plaintext, request.weight).await;
+        attempt.with_context(context);
+        let (envelope, dek_id, bytes) = sealed?;
+        attempt.with_dek(dek_id);
+        attempt.with_bytes(bytes, envelope.len());
+        Ok(Encrypted { envelope, key: request.key, dek_id })
+    }
+
+    /// The envelope, its data key, and how many bytes of plaintext it holds.
+    async fn seal_with(
+        &self,
+        permit: &Permit<Encrypt>,
+        key: &KeyName,
+        context: &EncryptionContext,
+        plaintext: &(dyn Plaintext + Sync),
+        weight: Option<EnvelopeWeight>,
+    ) -> Result<(Vec<u8>, DataKeyId, usize), OperationError> {
+        plaintext.check()?;
+        let scope = scope(permit.tenant(), key, permit.service_context());
+        let bytes_max = plaintext.bytes_max();
         let sealing = self.pool.to_encrypt(&scope, bytes_max as u64).await?;
-        let section = sealing.section(request.weight);
+        let section = sealing.section(weight);
         let mut buffer = Vec::with_capacity(sealed_bytes(&section, bytes_max));
         buffer.resize(head_bytes(&section), 0);
-        if let Err(error) = request.plaintext.append_to(&mut buffer) {
+        if let Err(error) = plaintext.append_to(&mut buffer) {
             zeroize::Zeroize::zeroize(&mut buffer);
             return Err(error);
         }
-        seal_in_place(&sealing.key, new_salt()?, &section, &context, &mut buffer)?;
-        Ok(Encrypted { envelope: buffer, key: request.key, dek_id: sealing.key.id() })
+        let plaintext_bytes = buffer.len() - head_bytes(&section);
+        seal_in_place(&sealing.key, new_salt()?, &section, context, &mut buffer)?;
+        Ok((buffer, sealing.key.id(), plaintext_bytes))
     }
 }

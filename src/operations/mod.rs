@@ -12,8 +12,9 @@ use std::sync::Arc;
 use envelope::{ContextError, EncryptionContext, FormatError, OpenError, Salt, SealError};
 
 use crate::access::{Access, Forbidden, ServiceContext};
-use crate::audit::Audit;
+use crate::audit::{Attempt, Audit, Unrecorded, Who};
 use crate::clock::Clock;
+use crate::kms::KmsError;
 use crate::pool::{DekPool, PoolError};
 use crate::store::watch::ChangeWatch;
 use crate::store::{DekScope, Store, StoreError};
@@ -51,14 +52,25 @@ impl Operations {
         access: Arc<Access>,
         clock: Clock,
         keks: Arc<dyn KekCheck>,
+        audit: Audit,
     ) -> Self {
-        let audit = Audit::new(clock.clone());
         Self { pool, store, watch, access, audit, clock, keks }
     }
 
     /// The pool of data keys.
     pub fn pool(&self) -> &DekPool {
         &self.pool
+    }
+
+    /// Records a call that was refused before any verb took it over. Where it cannot be recorded, it is to be refused
+    /// for that reason.
+    pub async fn record_refusal(
+        &self,
+        route: &str,
+        who: Who<'_>,
+        code: &'static str,
+    ) -> Result<(), OperationError> {
+        Ok(self.audit.refused(route, who, code).await?)
     }
 
     /// Whether the registry answers.
@@ -115,9 +127,77 @@ pub enum OperationError {
     /// The registry.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What cannot be recorded is not done.
+    #[error(transparent)]
+    Unrecorded(#[from] Unrecorded),
     /// A fault of keyfold's own.
     #[error("{0}")]
     Internal(&'static str),
+}
+
+impl OperationError {
+    /// The stable name under which the audit knows it: the one that the caller is told, except where he is told
+    /// less.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Forbidden(_) | Self::Pool(PoolError::NoTenant) => "forbidden",
+            Self::Invalid(_) | Self::Context(_) => "malformed_request",
+            Self::ReservedContext(_) | Self::ServiceContext(_) => "reserved_context",
+            Self::Malformed(_) => "malformed_envelope",
+            Self::ContextMismatch => "context_mismatch",
+            Self::Damaged => "ciphertext_damaged",
+            Self::NotFound(_) => "not_found",
+            Self::Conflict(_) => "conflict",
+            Self::TooLarge(_) | Self::Seal(_) => "too_large",
+            Self::Pool(error) => pool_code(error),
+            Self::Store(error) => store_code(error),
+            Self::Unrecorded(_) => "audit_unavailable",
+            Self::Internal(_) => "internal_error",
+        }
+    }
+}
+
+fn pool_code(error: &PoolError) -> &'static str {
+    match error {
+        PoolError::Kms(KmsError::Outage { .. }) => "kms_unavailable",
+        PoolError::Kms(KmsError::Denied { .. }) => "kek_denied",
+        PoolError::Kms(KmsError::Damaged { .. }) => "context_mismatch",
+        PoolError::Disbelieved(_) => "section_disbelieved",
+        PoolError::Store(error) => store_code(error),
+        PoolError::NoTenant => "forbidden",
+        PoolError::NoKey(_) | PoolError::UnknownDek => "not_found",
+        PoolError::TenantDisabled | PoolError::KeyDisabled(_) | PoolError::Revoked => "key_revoked",
+        PoolError::Destroyed => "key_destroyed",
+        PoolError::TooLargeForKey(_) => "too_large",
+        PoolError::TooManyBoundScopes(_) => "context_limit",
+        PoolError::Busy => "overloaded",
+        PoolError::Internal(_) => "internal_error",
+    }
+}
+
+fn store_code(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Unavailable(_) => "store_unavailable",
+        _ => "internal_error",
+    }
+}
+
+/// Records how a call ended.
+fn conclude<T>(attempt: Attempt<'_>, outcome: Result<T, OperationError>) -> Result<T, OperationError> {
+    match outcome {
+        Ok(done) => {
+            attempt.done();
+            Ok(done)
+        }
+        Err(error) => {
+            attempt.failed(error.code(), &error);
+            Err(match error {
+                // The audit has the difference: outside, a section that is not believed is one more wrong context.
+                OperationError::Pool(PoolError::Disbelieved(_)) => OperationError::ContextMismatch,
+                other => other,
+            })
+        }
+    }
 }
 
 impl From<OpenError> for OperationError {

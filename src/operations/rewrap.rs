@@ -6,9 +6,10 @@ use envelope::{
 };
 use zeroize::Zeroizing;
 
-use super::{OperationError, Operations, message_context, new_salt};
+use super::{OperationError, Operations, conclude, message_context, new_salt};
 use crate::access::{Permit, Rewrap};
-use crate::pool::{Opening, PoolError};
+use crate::audit::Attempt;
+use crate::pool::Opening;
 use crate::store::EnvelopeWeight;
 use crate::tenant::Verb;
 
@@ -54,38 +55,40 @@ impl Operations {
         permit: &Permit<Rewrap>,
         request: Rewrapping,
     ) -> Result<Rewrapped, OperationError> {
-        let attempt = self.audit.begin(Verb::Rewrap, permit.principal(), permit.tenant());
-        match self.renew(permit, request).await {
-            Ok(rewrapped) => {
-                attempt.done();
-                Ok(rewrapped)
-            }
-            Err(error) => {
-                attempt.failed(&error);
-                Err(match error {
-                    OperationError::Pool(PoolError::Disbelieved(_)) => OperationError::ContextMismatch,
-                    other => other,
-                })
-            }
+        let bytes_in = request.envelope.len();
+        let mut attempt = self.audit.begin(Verb::Rewrap, permit.who()).await?;
+        let outcome = self.renew(permit, request, &mut attempt).await;
+        if let Ok(rewrapped) = &outcome {
+            attempt.with_dek(rewrapped.to_dek_id);
+            attempt.with_bytes(bytes_in, rewrapped.envelope.len());
         }
+        conclude(attempt, outcome)
     }
 
-    async fn renew(&self, permit: &Permit<Rewrap>, request: Rewrapping) -> Result<Rewrapped, OperationError> {
+    async fn renew(
+        &self,
+        permit: &Permit<Rewrap>,
+        request: Rewrapping,
+        attempt: &mut Attempt<'_>,
+    ) -> Result<Rewrapped, OperationError> {
         let head = inspect(&request.envelope)?;
+        attempt.with_dek(head.dek_id());
         let service = permit.service_context();
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
+        attempt.with_key(&opening.scope.key);
         if request.mode == RewrapMode::WrappedKey {
             return replace_section(request.envelope, &head, &opening, request.weight);
         }
         let context = message_context(request.context, service, permit.tenant(), &opening.scope.key)?;
-        if !matches_commitment(&opening.key, &context, &head) {
-            return Err(OperationError::ContextMismatch);
-        }
-        if opening.active {
+        let renewed = if !matches_commitment(&opening.key, &context, &head) {
+            Err(OperationError::ContextMismatch)
+        } else if opening.active {
             replace_section(request.envelope, &head, &opening, request.weight)
         } else {
             self.seal_again(request.envelope, &head, &opening, &context, request.weight).await
-        }
+        };
+        attempt.with_context(context);
+        renewed
     }
 
     async fn seal_again(

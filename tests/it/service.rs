@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use keyfold::access::{Pepper, Principal};
 use keyfold::app::{App, Parts};
+use keyfold::audit::{Audit, Keys};
 use keyfold::clock::{Clock, Timestamp};
 use keyfold::config::Settings;
 use keyfold::http::server::{self, ServerHandle};
@@ -27,6 +28,9 @@ use crate::probes::{FaultyStore, ProbedKms};
 pub(crate) const START: Timestamp = Timestamp::from_unix_ms(1_795_435_200_000);
 /// The KEK that tenants of the tests have.
 pub(crate) const KEK: &str = "local:one";
+
+/// The key of the tests' audit trails.
+pub(crate) const AUDIT_KEY: &[u8] = &[9; 32];
 
 /// What outlives a service: the data folder, the key ring, the time.
 pub(crate) struct World {
@@ -71,6 +75,7 @@ impl World {
             kms,
             keyring: Some(self.keyring.clone()),
             pepper: Pepper::new(&[7; 32]).unwrap(),
+            audit: self.audit(),
         };
         let app = App::assemble(&self.settings, parts);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -80,6 +85,12 @@ impl World {
         let (router, options, stop) = (app.router.clone(), self.settings.http.server(), handle.clone());
         tasks.spawn(async move { server::serve(listener, router, &options, stop).await.unwrap() });
         Service { app, store, address, handle, tasks }
+    }
+
+    fn audit(&self) -> Audit {
+        let options = self.settings.audit_options();
+        let keys = Keys::new(AUDIT_KEY, self.settings.audit.public_context.clone()).unwrap();
+        Audit::open(self.clock.clone(), &options, &keys).unwrap()
     }
 
     /// Moves the time.

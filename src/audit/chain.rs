@@ -208,10 +208,8 @@ impl<'a> Verifier<'a> {
         let genuine = bool::from(self.keys.code(&before.mac, body).ct_eq(&mac));
         let expected = before.seq + 1;
         if !genuine {
-            return Err(match position(body) {
-                Some(position) if position.seq != expected => {
-                    Fault::OutOfOrder { expected, found: position.seq }
-                }
+            return Err(match seq(body) {
+                Some(found) if found != expected => Fault::OutOfOrder { expected, found },
                 _ => Fault::Changed,
             });
         }
@@ -227,7 +225,8 @@ impl<'a> Verifier<'a> {
             return Err(Fault::Replaced(expected));
         }
         self.link = Some(link);
-        self.sealed = position.event == "seal";
+        // A file that was just begun has nothing to seal yet.
+        self.sealed = position.event == "seal" || (position.event == "open" && self.sealed);
         Ok(link)
     }
 
@@ -257,6 +256,12 @@ fn split(line: &[u8]) -> Option<(&[u8], Code)> {
     let (body, tail) = line.split_at_checked(line.len().checked_sub(TAIL_BYTES)?)?;
     let digits = tail.strip_prefix(MAC_MEMBER)?.strip_suffix(b"\"}")?;
     Some((body, unhex(digits)?))
+}
+
+/// The number that a line gives itself.
+fn seq(body: &[u8]) -> Option<u64> {
+    let digits = body.strip_prefix(b"{\"seq\":")?.split(|byte| *byte == b',').next()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 fn position(body: &[u8]) -> Option<Position> {

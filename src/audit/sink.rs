@@ -296,7 +296,8 @@ impl Writer {
         } else if self.unsynced && (durable || now.saturating_sub(self.synced_at) >= SYNC_EVERY) {
             self.sync()?;
         }
-        if self.output.is_full() {
+        // Not at the end, which is to be a seal.
+        if self.output.is_full() && !closing {
             self.output.rotate()?;
             self.event("open", None);
             self.write()?;
@@ -334,6 +335,146 @@ impl Writer {
                 tracing::info!(target: "keyfold::audit", sink = self.name, "records are written again");
             }
             _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{Attempt, Audit, Verifier, Who};
+    use crate::clock::Timestamp;
+    use crate::tenant::Verb;
+
+    /// An output with room for so many bytes, which then is full until it gets more.
+    #[derive(Clone, Default)]
+    struct Bounded(Arc<Mutex<(Vec<u8>, usize)>>);
+
+    impl Bounded {
+        fn give(&self, room: usize) {
+            self.0.lock().unwrap().1 = room;
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().0.clone()).unwrap()
+        }
+    }
+
+    impl Output for Bounded {
+        fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+            let (written, room) = &mut *self.0.lock().unwrap();
+            let taken = lines.len().min(*room);
+            if taken == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            written.extend_from_slice(&lines[..taken]);
+            *room -= taken;
+            Ok(taken)
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn keys() -> Keys {
+        Keys::new(&[3; 32], vec![]).unwrap()
+    }
+
+    fn audit(output: &Bounded, on_full: OnFull, queue_records_max: usize) -> Audit {
+        let clock = Clock::manual(Timestamp::from_unix_ms(0));
+        let settings =
+            Settings { queue_records_max, seal_records: 1_000, seal_every: Duration::from_secs(60) };
+        let output = Box::new(output.clone());
+        let start = Start { output, link: Link::START, is_new: true, torn_bytes: 0 };
+        let sink = Sink::start("test", on_full, &settings, clock.clone(), keys(), start).unwrap();
+        Audit { clock, sinks: Arc::new([sink]) }
+    }
+
+    async fn begin<'a>(audit: &'a Audit, who: &'a crate::tenant::PrincipalId) -> Option<Attempt<'a>> {
+        audit.begin(Verb::Encrypt, Who::local(who, None)).await.ok()
+    }
+
+    /// Every record of an output, after it was verified.
+    fn outcomes(output: &Bounded) -> Vec<(String, String)> {
+        let (text, keys) = (output.text(), keys());
+        let mut verifier = Verifier::new(&keys, vec![]);
+        let read = text.split_inclusive('\n').map(|line| {
+            verifier.line(line.as_bytes()).unwrap();
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            let word = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+            let number = record["records"].to_string();
+            (word("event"), if word("outcome").is_empty() { number } else { word("outcome") })
+        });
+        read.collect()
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_written_is_written_once_when_there_is_room_again() {
+        let (output, who) = (Bounded::default(), "api-key:x".parse().unwrap());
+        output.give(500);
+        let audit = audit(&output, OnFull::Refuse, 100);
+        for _ in 0..5 {
+            begin(&audit, &who).await.unwrap().done();
+        }
+        assert!(!audit.flush().await, "five records need more than 500 bytes");
+        assert!(begin(&audit, &who).await.is_none(), "nothing begins while the disk is full");
+        output.give(usize::MAX);
+        assert!(audit.flush().await);
+        begin(&audit, &who).await.unwrap().failed("forbidden", &"no");
+        drop(begin(&audit, &who).await.unwrap());
+        audit.close();
+        let told: Vec<String> =
+            outcomes(&output).into_iter().filter(|(event, _)| event == "call").map(|(_, o)| o).collect();
+        assert_eq!(told, ["done", "done", "done", "done", "done", "failed", "abandoned"]);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_waits_or_counts_exactly_at_its_limit() {
+        let who = "api-key:x".parse().unwrap();
+        let output = Bounded::default();
+        output.give(usize::MAX);
+        let refusing = audit(&output, OnFull::Refuse, 2);
+        let (one, two) = (begin(&refusing, &who).await.unwrap(), begin(&refusing, &who).await.unwrap());
+        assert!(begin(&refusing, &who).await.is_none());
+        one.done();
+        assert!(refusing.flush().await);
+        let three = begin(&refusing, &who).await.unwrap();
+        drop((two, three));
+
+        let output = Bounded::default();
+        output.give(usize::MAX);
+        let counting = audit(&output, OnFull::DropAndCount, 1);
+        let kept = begin(&counting, &who).await.unwrap();
+        for _ in 0..3 {
+            begin(&counting, &who).await.unwrap().done();
+        }
+        kept.done();
+        counting.close();
+        let dropped: u64 = outcomes(&output)
+            .iter()
+            .filter(|(event, _)| event == "dropped")
+            .map(|(_, records)| records.parse::<u64>().unwrap())
+            .sum();
+        assert_eq!(dropped, 3);
+
+        let output = Bounded::default();
+        output.give(usize::MAX);
+        let waiting = audit(&output, OnFull::Block, 1);
+        let first = begin(&waiting, &who).await.unwrap();
+        let mut second = Box::pin(begin(&waiting, &who));
+        assert!(futures_poll(second.as_mut()).is_none(), "it waits");
+        first.done();
+        second.await.unwrap().done();
+        waiting.close();
+        assert_eq!(outcomes(&output).iter().filter(|(event, _)| event == "call").count(), 2);
+    }
+
+    fn futures_poll<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match future.poll(&mut context) {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
         }
     }
 }

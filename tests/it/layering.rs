@@ -152,7 +152,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("std::env", &["config"]),
     Guarded("std::fs", &["kms", "store", "audit", "config", "app", "cli"]),
     Guarded("std::net", &["audit", "access", "http", "config", "cli"]),
-    Guarded("std::thread", &[]),
+    Guarded("std::thread", &["audit"]),
     Guarded("std::process", &["main", "config", "cli"]),
 ];
 

@@ -169,6 +169,11 @@ impl Service {
         (dek.id.to_string(), dek.messages, dek.bytes)
     }
 
+    /// Whether the registry has no tenant of this id.
+    pub(crate) async fn store_has_no(&self, tenant: &str) -> bool {
+        self.store.tenant(&tenant.parse().unwrap()).await.unwrap().is_none()
+    }
+
     /// Ends the service in good order.
     pub(crate) async fn stop(self) {
         self.handle.abort();

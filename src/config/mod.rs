@@ -32,6 +32,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// What of a request goes into its encryption context: the `[[context]]` entries. Default none.
     pub context: crate::http::ContextRules,
+    /// How much a tenant and a principal may ask for in a second. Default no limit.
+    pub quotas: crate::http::QuotaOptions,
     /// The data keys in memory.
     pub pool: PoolSettings,
     /// The registry.
@@ -55,6 +57,7 @@ impl Default for Settings {
             shutdown_secs_max: 30,
             http: HttpSettings::default(),
             context: crate::http::ContextRules::default(),
+            quotas: crate::http::QuotaOptions::default(),
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
             keyring: KeyringSettings::default(),
@@ -107,6 +110,8 @@ settings! {
         deks_max: u64,
         /// How many data keys of one tenant are kept in memory.
         tenant_deks_max: usize,
+        /// How many KMS calls a minute a tenant's requests may cause.
+        tenant_kms_calls_per_min: u32,
         /// For how many values of its key-bound context a tenant has active data keys.
         tenant_bound_scopes_max: u64,
         /// How long a plaintext data key lives after the KMS last vouched for it.
@@ -136,6 +141,8 @@ pub struct HttpSettings {
     pub request_secs_max: u64,
     /// How many requests may be in flight at once.
     pub in_flight_max: usize,
+    /// How many administration calls may be in flight at once.
+    pub admin_in_flight_max: usize,
     /// How long a client may take to send a request's head.
     pub head_secs_max: u64,
     /// The largest head of a request.
@@ -153,6 +160,7 @@ impl Default for HttpSettings {
             admin_body_bytes_max: edge.admin_body_bytes_max,
             request_secs_max: edge.request_secs_max,
             in_flight_max: edge.in_flight_max,
+            admin_in_flight_max: edge.admin_in_flight_max,
             head_secs_max: server.head_secs_max,
             head_bytes_max: server.head_bytes_max,
             streams_max: server.streams_max,
@@ -162,15 +170,15 @@ impl Default for HttpSettings {
 
 impl HttpSettings {
     /// The edge's options.
-    fn edge(&self, context: crate::http::ContextRules, recorded: bool) -> crate::http::Options {
+    fn edge(&self) -> crate::http::Options {
         crate::http::Options {
-            context,
-            recorded,
             plaintext_bytes_max: self.plaintext_bytes_max,
             body_bytes_max: self.body_bytes_max,
             admin_body_bytes_max: self.admin_body_bytes_max,
             request_secs_max: self.request_secs_max,
             in_flight_max: self.in_flight_max,
+            admin_in_flight_max: self.admin_in_flight_max,
+            ..crate::http::Options::default()
         }
     }
 
@@ -322,12 +330,18 @@ impl Settings {
         if let Some(file) = &self.audit.file {
             at_least("audit.file.rotate_bytes", file.rotate_bytes, 4_096)?;
         }
+        at_least("http.admin_in_flight_max", self.http.admin_in_flight_max as u64, 1)?;
         at_least("http.streams_max", u64::from(self.http.streams_max), 1)
     }
 
     /// The edge's options.
     pub fn edge(&self) -> crate::http::Options {
-        self.http.edge(self.context.clone(), self.audit.is_on())
+        crate::http::Options {
+            context: self.context.clone(),
+            quotas: self.quotas.clone(),
+            recorded: self.audit.is_on(),
+            ..self.http.edge()
+        }
     }
 
     /// The registry's file.

@@ -4,7 +4,7 @@
 //! ```text
 //! edge (request id, problem -> body, log) > catch panic
 //!   > per route: in-flight limit and load shed > deadline > body limit > authenticate > circumstances
-//!     > handler (permit, parse, operation)
+//!     > quota > handler (permit, parse, operation)
 //! ```
 //! A route cannot be declared without its limits and its guard: [`Route`] has no defaults.
 
@@ -35,10 +35,12 @@ use middleware::authenticate::authenticate;
 use middleware::context::{Established, circumstances};
 use middleware::deadline::deadline;
 use middleware::edge::{RequestIds, edge};
+use middleware::quota::{Quotas, quota};
 use problem::{Code, Problem};
 
 pub use handlers::health::{Readiness, ReadinessStatus};
 pub use middleware::context::{ContextEntry, ContextRules};
+pub use middleware::quota::{QuotaOptions, Rates};
 
 /// The edge's limits.
 #[derive(Clone, Debug)]
@@ -56,6 +58,11 @@ pub struct Options {
     pub in_flight_max: usize,
     /// What of a request goes into its encryption context. Default nothing.
     pub context: ContextRules,
+    /// How much a tenant and a principal may ask for in a second. Default no limit.
+    pub quotas: QuotaOptions,
+    /// How many administration calls may be in flight at once: they have a room of their own, so that a busy data
+    /// plane does not lock the operator out. Default 64.
+    pub admin_in_flight_max: usize,
     /// Whether calls are recorded: then their ids and sources are handed on, and so is what is refused before any
     /// verb takes it over. Default not.
     pub recorded: bool,
@@ -70,6 +77,8 @@ impl Default for Options {
             request_secs_max: 30,
             in_flight_max: 1_024,
             context: ContextRules::default(),
+            quotas: QuotaOptions::default(),
+            admin_in_flight_max: 64,
             recorded: false,
         }
     }
@@ -104,6 +113,8 @@ enum Guard {
 struct Route {
     methods: UtoipaMethodRouter<Arc<HttpState>>,
     guard: Guard,
+    /// Whether it belongs to the data plane: then it has quotas, and shares the room of the others there.
+    data: bool,
     /// What of the request goes into its encryption context; nothing for what has none.
     context: ContextRules,
     body_bytes_max: usize,
@@ -117,6 +128,7 @@ const DATA: &[Code] = &[
     Code::ReservedContext,
     Code::Forbidden,
     Code::ContextLimit,
+    Code::RateLimited,
     Code::KekDenied,
     Code::KeyRevoked,
     Code::NotFound,
@@ -129,6 +141,7 @@ const OPENING: &[Code] = &[
     Code::ReservedContext,
     Code::Forbidden,
     Code::ContextLimit,
+    Code::RateLimited,
     Code::KekDenied,
     Code::KeyRevoked,
     Code::NotFound,
@@ -156,6 +169,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let open = |methods| Route {
         methods,
         guard: Guard::Open,
+        data: false,
         context: ContextRules::default(),
         body_bytes_max: 0,
         time_max,
@@ -164,6 +178,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let data = |methods, problems| Route {
         methods,
         guard: Guard::Credential,
+        data: true,
         context: options.context.clone(),
         body_bytes_max: options.body_bytes_max,
         time_max,
@@ -172,6 +187,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let admin = |methods, problems| Route {
         methods,
         guard: Guard::Credential,
+        data: false,
         context: ContextRules::default(),
         body_bytes_max: options.admin_body_bytes_max,
         time_max,
@@ -204,11 +220,16 @@ pub fn router(
     probe: Arc<dyn Probe>,
     options: &Options,
 ) -> axum::Router {
-    let admission = Arc::new(Admission::new(options.in_flight_max));
-    let recorder = options.recorded.then(|| Arc::clone(&operations));
+    let gates = Gates {
+        access: Arc::clone(access),
+        data: Arc::new(Admission::new(options.in_flight_max)),
+        admin: Arc::new(Admission::new(options.admin_in_flight_max)),
+        quotas: Quotas::new(&options.quotas, operations.clock()).map(Arc::new),
+        recorder: options.recorded.then(|| Arc::clone(&operations)),
+    };
     let mut router = OpenApiRouter::with_openapi(openapi::base());
     for route in route_table(options) {
-        router = router.routes(guarded(route, access, &admission, recorder.as_ref()));
+        router = router.routes(guarded(route, &gates));
     }
     let (router, document) = router.split_for_parts();
     let state = HttpState { operations, probe, options: options.clone(), default_key: KeyName::default() };
@@ -226,12 +247,16 @@ pub fn router(
         .layer(from_fn_with_state(Arc::new(RequestIds::new()), edge))
 }
 
-fn guarded(
-    route: Route,
-    access: &Arc<Access>,
-    admission: &Arc<Admission>,
-    recorder: Option<&Arc<Operations>>,
-) -> UtoipaMethodRouter<Arc<HttpState>> {
+/// What stands before the handlers.
+struct Gates {
+    access: Arc<Access>,
+    data: Arc<Admission>,
+    admin: Arc<Admission>,
+    quotas: Option<Arc<Quotas>>,
+    recorder: Option<Arc<Operations>>,
+}
+
+fn guarded(route: Route, gates: &Gates) -> UtoipaMethodRouter<Arc<HttpState>> {
     let (schemas, mut paths, mut methods) = route.methods;
     openapi::add_problems(
         &mut paths,
@@ -241,17 +266,21 @@ fn guarded(
     );
     if route.guard == Guard::Credential {
         // Not there where nobody wants it: an unused feature costs nothing.
-        if recorder.is_some() || !route.context.is_empty() {
-            let established = Established { rules: route.context, recorder: recorder.cloned() };
+        if let Some(quotas) = gates.quotas.as_ref().filter(|_| route.data) {
+            methods = methods.layer(from_fn_with_state(Arc::clone(quotas), quota));
+        }
+        if gates.recorder.is_some() || !route.context.is_empty() {
+            let established = Established { rules: route.context, recorder: gates.recorder.clone() };
             methods = methods.layer(from_fn_with_state(established, circumstances));
         }
-        methods = methods.layer(from_fn_with_state(Arc::clone(access), authenticate));
+        methods = methods.layer(from_fn_with_state(Arc::clone(&gates.access), authenticate));
     }
     methods = methods
         .layer(Extension(BodyBytesMax(route.body_bytes_max)))
         .layer(from_fn_with_state(route.time_max, deadline));
     // Health is answered however many requests are in flight: a busy service is not a dead one.
     if route.guard == Guard::Credential {
+        let admission = if route.data { &gates.data } else { &gates.admin };
         methods = methods.layer(from_fn_with_state(Arc::clone(admission), admit));
     }
     (schemas, paths, methods)

@@ -48,6 +48,8 @@ pub enum Code {
     ContextMismatch,
     /// The ciphertext was changed.
     CiphertextDamaged,
+    /// More than the quota allows.
+    RateLimited,
     /// A fault of keyfold's own.
     InternalError,
     /// The KMS cannot be reached.
@@ -183,6 +185,13 @@ impl Code {
                 false,
                 "the ciphertext is damaged",
             ),
+            Self::RateLimited => Meaning(
+                "rate_limited",
+                S::TOO_MANY_REQUESTS,
+                "The quota is used up",
+                true,
+                "the quota tenant-requests is used up: try again in 1 s",
+            ),
             Self::InternalError => Meaning(
                 "internal_error",
                 S::INTERNAL_SERVER_ERROR,
@@ -263,17 +272,24 @@ pub struct Problem {
     pub detail: Cow<'static, str>,
     /// What only the operator's log may say.
     pub internal: Option<String>,
+    /// After how long a retryable request is worth another try, in seconds.
+    pub retry_after_secs: u64,
 }
 
 impl Problem {
     /// A problem with this explanation for the caller.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), internal: None }
+        Self { code, detail: detail.into(), internal: None, retry_after_secs: 1 }
     }
 
     /// One whose details are the operator's business only; the caller reads the code's general explanation.
     pub fn internal(code: Code, internal: &(impl ToString + ?Sized)) -> Self {
-        Self { code, detail: code.example().into(), internal: Some(internal.to_string()) }
+        Self {
+            code,
+            detail: code.example().into(),
+            internal: Some(internal.to_string()),
+            retry_after_secs: 1,
+        }
     }
 
     /// The response as the client sees it.
@@ -295,7 +311,7 @@ impl Problem {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.code.retryable() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after_secs));
         }
         response
     }
@@ -384,6 +400,10 @@ impl From<PoolError> for Problem {
             PoolError::Destroyed => Self::new(Code::KeyDestroyed, Code::KeyDestroyed.example()),
             PoolError::Disbelieved(_) => Self::internal(Code::ContextMismatch, &error),
             PoolError::TooLargeForKey(_) => Self::new(Code::TooLarge, error.to_string()),
+            PoolError::KmsQuota(exceeded) => Self {
+                retry_after_secs: exceeded.retry_after_secs,
+                ..Self::new(Code::RateLimited, error.to_string())
+            },
             PoolError::TooManyBoundScopes(_) => Self::new(Code::ContextLimit, error.to_string()),
             PoolError::Busy => Self::internal(Code::Overloaded, &error),
             PoolError::Internal(_) => Self::internal(Code::InternalError, &error),

@@ -62,6 +62,11 @@ impl Operations {
         &self.pool
     }
 
+    /// The time that the verbs go by.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// Records a call that was refused before any verb took it over. Where it cannot be recorded, it is to be refused
     /// for that reason.
     pub async fn record_refusal(
@@ -169,6 +174,7 @@ fn pool_code(error: &PoolError) -> &'static str {
         PoolError::TenantDisabled | PoolError::KeyDisabled(_) | PoolError::Revoked => "key_revoked",
         PoolError::Destroyed => "key_destroyed",
         PoolError::TooLargeForKey(_) => "too_large",
+        PoolError::KmsQuota(_) => "rate_limited",
         PoolError::TooManyBoundScopes(_) => "context_limit",
         PoolError::Busy => "overloaded",
         PoolError::Internal(_) => "internal_error",

@@ -14,6 +14,7 @@ use super::live::{Facts, Lifetimes, LiveDek};
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
 use crate::kms::{self, Kms, KmsError, Urgency, ring};
+use crate::quota::Buckets;
 use crate::store::watch::ChangeWatch;
 use crate::store::{
     Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoredDek, TenantRecord,
@@ -30,6 +31,7 @@ pub(super) struct Fetch {
     pub(super) clock: Clock,
     pub(super) cache: Cache,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
+    pub(super) kms_calls: Option<Buckets<TenantId>>,
     pub(super) bound_scopes_max: u64,
     pub(super) lifetimes: Lifetimes,
 }
@@ -245,6 +247,7 @@ impl Fetch {
         let now = self.clock.now();
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
+        self.may_call(&scope.tenant, urgency)?;
         let generated =
             ring::generate(&*self.kms, &tenant.ring, &context, urgency).await.inspect_err(|failure| {
                 self.heed(std::slice::from_ref(failure));
@@ -356,6 +359,7 @@ impl Fetch {
             .iter()
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
+        self.may_call(&live.scope.tenant, urgency)?;
         match ring::unwrap(&*self.kms, keks, &forms, &context, urgency).await {
             Ok(unwrapped) => {
                 self.heed(&unwrapped.denials);
@@ -377,6 +381,16 @@ impl Fetch {
                     None => Err(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring")),
                 }
             }
+        }
+    }
+
+    /// Takes a KMS call out of the tenant's quota, where a request waits for it.
+    fn may_call(&self, tenant: &TenantId, urgency: Urgency) -> Result<(), PoolError> {
+        match &self.kms_calls {
+            Some(calls) if urgency == Urgency::Foreground => {
+                calls.take(tenant, 1).map(|_| ()).map_err(PoolError::KmsQuota)
+            }
+            _ => Ok(()),
         }
     }
 

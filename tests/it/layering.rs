@@ -16,6 +16,7 @@ const ROOMS: &[Room] = &[
     // Words.
     Room("clock", &[]),
     Room("tenant", &[]),
+    Room("quota", &["clock"]),
     // What we rely on.
     Room("kms", &["clock", "tenant"]),
     Room("store", &["clock", "tenant"]),
@@ -23,7 +24,7 @@ const ROOMS: &[Room] = &[
     Room("audit", &["clock", "store", "tenant"]),
     Room("access", &["audit", "clock", "store", "tenant"]),
     // The work.
-    Room("pool", &["clock", "kms", "store", "tenant"]),
+    Room("pool", &["clock", "kms", "quota", "store", "tenant"]),
     Room("operations", &["access", "audit", "clock", "kms::KmsError", "pool", "store", "tenant"]),
     Room("rotation", &["audit", "clock", "kms", "pool", "store", "tenant"]),
     // The edge.
@@ -32,8 +33,10 @@ const ROOMS: &[Room] = &[
         &[
             "access",
             "operations",
+            "quota",
             "rotation",
             "tenant",
+            "clock::Clock",
             "clock::Timestamp",
             "kms::KmsError",
             "pool::PoolError",
@@ -106,10 +109,10 @@ const GUARDED: &[Guarded] = &[
     Guarded("aws_sdk_kms", &["kms"]),
     Guarded("rustix", &["kms", "app"]),
     Guarded("sqlx", &["store"]),
-    Guarded("moka", &["access", "pool"]),
+    Guarded("moka", &["quota", "access", "pool"]),
     Guarded("arc_swap", &["access", "pool"]),
     Guarded("papaya", &["access", "pool", "store"]),
-    Guarded("governor", &["http"]),
+    Guarded("governor", &["quota"]),
     Guarded("regex", &["http"]),
     Guarded("axum", &["http", "app"]),
     Guarded("axum_server", &["http"]),

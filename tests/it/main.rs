@@ -12,6 +12,7 @@ mod layering;
 mod readme;
 mod pool;
 mod probes;
+mod quota;
 mod service;
 mod store_contract;
 mod store_model;

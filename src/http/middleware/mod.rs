@@ -5,3 +5,4 @@ pub(super) mod authenticate;
 pub(super) mod context;
 pub(super) mod deadline;
 pub(super) mod edge;
+pub(super) mod quota;

@@ -1,27 +1,39 @@
 //! Assembly: builds everything once, and is the only place that knows all rooms.
 
+mod doctor;
+mod hardening;
+mod readiness;
+
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use secrecy::SecretString;
+use tokio::sync::Mutex;
 
+pub use self::doctor::{Check, Finding, Trouble};
+pub use self::hardening::{Locking, harden};
+use self::readiness::ServiceProbe;
 use crate::access::{Access, Pepper};
 use crate::audit::{Audit, Keys};
 use crate::clock::Clock;
 use crate::config::{Secrets, Settings, Variables};
-use crate::http::{Probe, Readiness, ReadinessStatus};
+use crate::kms::aws::AwsKms;
+use crate::kms::guarded::GuardedKms;
 use crate::kms::local::{KeyRingError, LocalKeyRing, Protection};
+use crate::kms::ring::KekRings;
 use crate::kms::router::KmsRouter;
 use crate::kms::{KekState, Kms, KmsError, Urgency};
 use crate::lifecycle::Lifecycle;
 use crate::operations::{KekCheck, OperationError, Operations};
 use crate::pool::{DekPool, PoolError};
-use crate::store::Store;
+use crate::rotation::Reconciler;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::watch::ChangeWatch;
+use crate::store::{Registry, Store};
 use crate::tenant::Kek;
 
 /// The service, built and not yet listening.
@@ -31,13 +43,18 @@ pub struct App {
     /// Who is let in.
     pub access: Arc<Access>,
     /// The registry.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Registry>,
+    /// Rotation.
+    pub rotation: Reconciler,
     /// The embedded key ring, where there is one.
     pub keyring: Option<LocalKeyRing>,
     /// Everything behind the edge.
     pub router: axum::Router,
+    /// How many bodies are being streamed now.
+    pub open_transfers: Arc<AtomicUsize>,
     /// The tasks, and how they stop.
     pub lifecycle: Lifecycle,
+    kms: Arc<dyn Kms>,
     pool: DekPool,
     audit: Audit,
     usage_flush: Duration,
@@ -48,9 +65,11 @@ pub struct Parts {
     /// The time.
     pub clock: Clock,
     /// The registry.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn Registry>,
     /// The KMS.
     pub kms: Arc<dyn Kms>,
+    /// The guard in front of it, which knows how its regions are.
+    pub guard: Option<GuardedKms>,
     /// The embedded key ring, where there is one.
     pub keyring: Option<LocalKeyRing>,
     /// The server's secret in every API key's hash.
@@ -66,25 +85,33 @@ impl App {
     /// Opens what the settings name and puts it together.
     pub async fn open(settings: &Settings, variables: &Variables, dev: bool) -> anyhow::Result<Self> {
         let clock = Clock::system();
+        let mut settings = settings.clone();
+        if dev {
+            // Who tries shredding out does not wait an hour for it.
+            settings.shredding.waiting_secs_min = 0;
+        }
+        let settings = &settings;
         make_data_dir(&settings.data_dir)?;
         let pepper = pepper(settings, variables)?;
-        let store: Arc<dyn Store> = Arc::new(open_store(settings).await?);
-        let keyring = open_keyring(settings, variables, dev, &clock).await?;
-        let kms: Arc<dyn Kms> =
-            Arc::new(KmsRouter::new(keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>)));
         let audit = open_audit(settings, variables, &clock)?;
-        Ok(Self::assemble(settings, Parts { clock, store, kms, keyring, pepper, audit }))
+        let store: Arc<dyn Registry> = Arc::new(open_store(settings).await?);
+        let (kms, aws, keyring) = open_kms(settings, variables, dev, &clock).await?;
+        let guard = Some(aws);
+        Ok(Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper, audit }))
     }
 
     /// Puts the parts together.
     pub fn assemble(settings: &Settings, parts: Parts) -> Self {
-        let Parts { clock, store, kms, keyring, pepper, audit } = parts;
+        let Parts { clock, store: registry, kms, guard, keyring, pepper, audit } = parts;
+        let store: Arc<dyn Store> = Arc::clone(&registry) as Arc<dyn Registry>;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
         let watch = Arc::new(ChangeWatch::new(Arc::clone(&store), clock.clone(), stale_max));
         let pool_options = crate::pool::Options::from(&settings.pool);
+        let rings =
+            KekRings::new(Arc::clone(&kms), clock.clone(), settings.aws.rings(), lifecycle.tracker.clone());
         let pool = DekPool::new(
-            Arc::clone(&kms),
+            rings,
             Arc::clone(&store),
             Arc::clone(&watch),
             clock.clone(),
@@ -92,19 +119,59 @@ impl App {
             &lifecycle.tracker,
         );
         let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
-        let operations = Arc::new(Operations::new(
+        let rotation = Reconciler::new(
+            crate::rotation::Parts {
+                store: Arc::clone(&registry),
+                kms: Arc::clone(&kms),
+                pool: pool.clone(),
+                watch: Arc::clone(&watch),
+                clock: clock.clone(),
+                audit: audit.clone(),
+            },
+            crate::rotation::Options::from(&settings.rotation),
+        );
+        let operations = Operations::new(
             pool.clone(),
-            Arc::clone(&store),
-            watch,
+            Arc::clone(&registry),
+            Arc::clone(&watch),
             Arc::clone(&access),
-            clock,
-            Arc::new(AskTheKms(kms)),
+            clock.clone(),
+            Arc::new(AskTheKms(Arc::clone(&kms))),
             audit.clone(),
-        ));
-        let probe = Arc::new(StoreProbe(Arc::clone(&store)));
-        let router = crate::http::router(Arc::clone(&operations), &access, probe, &settings.edge());
+        );
+        let operations = Arc::new(operations.with_shredding((&settings.shredding).into()));
+        let probe = Arc::new(ServiceProbe {
+            store: Arc::clone(&store),
+            watch,
+            pool: pool.clone(),
+            guard,
+            embedded: keyring.is_some(),
+            clock,
+            last: Mutex::default(),
+        });
+        let edge = crate::http::router(
+            Arc::clone(&operations),
+            &access,
+            probe,
+            &settings.edge(),
+            lifecycle.tracker.clone(),
+        );
+        let (router, open_transfers) = (edge.router, edge.open_transfers);
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
-        Self { operations, access, store, keyring, router, lifecycle, pool, audit, usage_flush }
+        Self {
+            operations,
+            access,
+            store: registry,
+            rotation,
+            keyring,
+            router,
+            open_transfers,
+            lifecycle,
+            kms,
+            pool,
+            audit,
+            usage_flush,
+        }
     }
 
     /// Starts the background tasks.
@@ -112,6 +179,7 @@ impl App {
         let (pool, tracker) = (self.pool.clone(), self.lifecycle.tracker.clone());
         let stop = self.lifecycle.hard.clone();
         self.lifecycle.tracker.spawn(pool.keep(self.usage_flush, tracker, stop));
+        self.lifecycle.tracker.spawn(self.rotation.clone().run(self.lifecycle.soft.clone()));
     }
 
     /// Ends the background tasks, flushes what is counted, wipes the keys and closes the registry.
@@ -161,26 +229,41 @@ fn open_audit(settings: &Settings, variables: &Variables, clock: &Clock) -> anyh
     Ok(Audit::open(clock.clone(), &options, &keys)?)
 }
 
+/// The master keys that the settings reach: a router over them, and the parts of it that more is asked of.
+pub async fn open_kms(
+    settings: &Settings,
+    variables: &Variables,
+    dev: bool,
+    clock: &Clock,
+) -> anyhow::Result<(Arc<dyn Kms>, GuardedKms, Option<LocalKeyRing>)> {
+    let keyring = open_keyring(settings, variables, dev, clock).await?;
+    let aws =
+        GuardedKms::new(Arc::new(AwsKms::new(settings.aws.reach())), clock.clone(), settings.aws.guard());
+    let local = keyring.clone().map(|ring| Arc::new(ring) as Arc<dyn Kms>);
+    let kms: Arc<dyn Kms> = Arc::new(KmsRouter::new(local, Arc::new(aws.clone())));
+    Ok((kms, aws, keyring))
+}
+
 /// Opens the registry that the settings name.
 pub async fn open_store(settings: &Settings) -> anyhow::Result<SqliteStore> {
     Ok(SqliteStore::open(&settings.registry_file(), SqliteOptions::default()).await?)
 }
 
-/// What protects the key ring that the settings name: the passphrase, or with `--dev` nothing.
+/// What protects the key ring that the settings name: the passphrase, or with `--dev` and no passphrase nothing.
 pub fn keyring_protection(
     settings: &Settings,
     variables: &Variables,
     dev: bool,
 ) -> anyhow::Result<Protection> {
-    if dev {
-        return Ok(Protection::Dev);
+    match Secrets::new(settings, variables).keyring_passphrase()? {
+        // Always, where there is one: who swaps in an unencrypted key ring of his own must not be obeyed.
+        Some(passphrase) => Ok(Protection::Passphrase(SecretString::from(passphrase.as_str()))),
+        None if dev => Ok(Protection::Dev),
+        None => bail!(
+            "the key ring needs its passphrase: set KEYFOLD_KEYRING_PASSPHRASE, or keyring.passphrase_file to a \
+             file that holds it"
+        ),
     }
-    let passphrase = Secrets::new(settings, variables).keyring_passphrase()?;
-    let passphrase = passphrase.context(
-        "the key ring needs its passphrase: set KEYFOLD_KEYRING_PASSPHRASE, or keyring.passphrase_file to a file \
-         that holds it",
-    )?;
-    Ok(Protection::Passphrase(SecretString::from(passphrase.as_str())))
 }
 
 /// The key ring, where there is one: a service whose master keys are all in AWS KMS needs none.
@@ -217,23 +300,6 @@ impl KekCheck for AskTheKms {
                 Err(OperationError::Invalid(format!("the KEK {} cannot be used: {detail}", kek.id)))
             }
             Err(other) => Err(PoolError::from(other).into()),
-        }
-    }
-}
-
-/// Ready is who reaches his registry.
-struct StoreProbe(Arc<dyn Store>);
-
-#[async_trait]
-impl Probe for StoreProbe {
-    async fn readiness(&self) -> Readiness {
-        match self.0.ping().await {
-            Ok(()) => Readiness { status: ReadinessStatus::Ready, reasons: vec![] },
-            // What is hot is served on from memory.
-            Err(_) => Readiness {
-                status: ReadinessStatus::Degraded,
-                reasons: vec!["the registry does not answer".to_owned()],
-            },
         }
     }
 }

@@ -28,12 +28,16 @@ pub mod store;
 pub mod audit;
 pub mod access;
 
-// The work: data keys in memory, and the verbs.
+// The work: data keys in memory, the verbs, and the change of keys.
 pub mod pool;
 pub mod operations;
+pub mod rotation;
 
 // The edge.
 pub mod http;
+
+// Files straight against a KMS, without the service: the users' insurance.
+pub mod offline;
 
 // Assembly: the process, its settings, the one place that knows all rooms, and the command line.
 pub mod telemetry;

@@ -274,6 +274,11 @@ impl KekRing {
         &self.0
     }
 
+    /// Whether what this KEK wrapped can be opened by a member: it is one, or a replica of one.
+    pub fn serves(&self, kek: &KekId) -> bool {
+        self.0.iter().any(|member| member.id.same_material(kek))
+    }
+
     /// The member with this id.
     pub fn member(&self, id: &KekId) -> Option<&Kek> {
         self.0.iter().find(|member| member.id == *id)

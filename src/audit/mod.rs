@@ -281,11 +281,12 @@ impl Attempt<'_> {
         }
     }
 
-    /// Of a batch: how many items it had, how many of them failed, and what the caller calls them.
-    pub fn with_items<'i>(&mut self, items: u64, failed: u64, refs: impl Iterator<Item = &'i str>) {
+    /// Of a batch: how many items it had, how many of them failed, and what the caller calls them: no more than
+    /// [`REFS_MAX`].
+    pub fn with_items(&mut self, items: u64, failed: u64, refs: Vec<Box<str>>) {
         if self.is_recorded() {
             self.details.items = Some((items, failed));
-            self.details.refs = refs.take(REFS_MAX).map(Into::into).collect();
+            self.details.refs = refs;
         }
     }
 

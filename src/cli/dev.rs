@@ -9,12 +9,13 @@ use zeroize::Zeroizing;
 
 use super::output;
 use crate::access::Principal;
-use crate::app::App;
+use crate::app::{App, keyring_protection};
 use crate::clock::Clock;
 use crate::config::{Settings, Variables, write_new_secret};
 use crate::kms::local::{LocalKeyRing, Protection};
 use crate::operations::{ApiKeyGrant, OperationError};
-use crate::tenant::{Kek, KekHome, KekId, KekRing, TenantId, Verb};
+use crate::store::{KeyPolicy, TenantRecord};
+use crate::tenant::{Kek, KekHome, KekId, KekRing, KeyName, TenantId, Verb};
 
 const TENANT: &str = "dev";
 const KEK: &str = "local:dev";
@@ -51,18 +52,14 @@ pub(super) async fn open(
     kek: Option<KekId>,
 ) -> anyhow::Result<(App, Welcome)> {
     let kek = kek.map_or_else(|| KEK.parse().context("the default KEK"), Ok)?;
-    make_key_ring(settings, &kek).await?;
+    make_key_ring(settings, variables, &kek).await?;
     let app = App::open(settings, variables, true).await?;
     let operator = Principal::local_operator();
     let tenant: TenantId = TENANT.parse()?;
-    let ring = KekRing::new(vec![Kek::direct(kek.clone())])?;
     let token_file = settings.data_dir.join("dev-api-key");
-    match app.operations.create_tenant(&operator.permit_operate()?, tenant.clone(), ring).await {
-        Ok(_) => {}
-        Err(OperationError::Conflict(_)) => same_kek(&app, &operator, &tenant, &kek).await?,
-        Err(error) => return Err(error).context("the tenant 'dev' cannot be made"),
-    }
+    make_tenant(&app, &operator, &tenant, &kek).await?;
     let token = if token_file.exists() {
+        check_token(&app, &token_file).await;
         None
     } else {
         Some(make_token(&app, &operator, tenant, &token_file).await?)
@@ -70,14 +67,30 @@ pub(super) async fn open(
     Ok((app, Welcome { token, token_file }))
 }
 
-async fn make_key_ring(settings: &Settings, kek: &KekId) -> anyhow::Result<()> {
+/// The file is there from an earlier start: says so where its API key is not (or no longer) one of this registry's.
+async fn check_token(app: &App, file: &std::path::Path) {
+    let token = std::fs::read_to_string(file).map(Zeroizing::new).unwrap_or_default();
+    if app.access.authenticate(token.trim_end()).await.is_err() {
+        output::note(format_args!(
+            "the API key in {} is not valid: remove the file and start again to have a new one made",
+            file.display()
+        ));
+    }
+}
+
+async fn make_key_ring(settings: &Settings, variables: &Variables, kek: &KekId) -> anyhow::Result<()> {
     let KekHome::Local { name } = kek.home() else { return Ok(()) };
     let (file, clock) = (settings.keyring_file(), Clock::system());
+    let protection = keyring_protection(settings, variables, true)?;
     let ring = if file.exists() {
-        LocalKeyRing::open(file, Protection::Dev, clock).await?
+        LocalKeyRing::open(file, protection, clock).await?
     } else {
-        output::note("making an unencrypted key ring for development: never use it for data that matters");
-        LocalKeyRing::create(file, Protection::Dev, clock).await?
+        if matches!(protection, Protection::Dev) {
+            output::note(
+                "making an unencrypted key ring for development: never use it for data that matters",
+            );
+        }
+        LocalKeyRing::create(file, protection, clock).await?
     };
     if !ring.list().await?.iter().any(|known| known.id == *kek) {
         ring.add(name).await?;
@@ -85,14 +98,31 @@ async fn make_key_ring(settings: &Settings, kek: &KekId) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tenant is there from an earlier start: a different `--kek` now is a misunderstanding, and is said so.
-async fn same_kek(
+async fn make_tenant(
     app: &App,
     operator: &Arc<Principal>,
     tenant: &TenantId,
     kek: &KekId,
 ) -> anyhow::Result<()> {
-    let record = app.operations.tenant(&operator.permit_admin(tenant)?).await?;
+    let permit = operator.permit_admin(tenant)?;
+    match app.operations.tenant(&permit).await {
+        Ok(record) => same_kek(&record, kek)?,
+        Err(OperationError::NotFound(_)) => {
+            let ring = KekRing::new(vec![Kek::direct(kek.clone())])?;
+            let made = app.operations.create_tenant(&operator.permit_operate()?, tenant.clone(), ring).await;
+            made.context("the tenant 'dev' cannot be made")?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    // A first start that was killed half way may have left the tenant without it.
+    if let Err(OperationError::NotFound(_)) = app.operations.key(&permit, &KeyName::default()).await {
+        app.operations.create_key(&permit, KeyName::default(), KeyPolicy::default()).await?;
+    }
+    Ok(())
+}
+
+/// The tenant is there from an earlier start: a different `--kek` now is a misunderstanding, and is said so.
+fn same_kek(record: &TenantRecord, kek: &KekId) -> anyhow::Result<()> {
     let primary = &record.ring.members()[0].id;
     // Without --kek whatever the tenant has is right.
     if primary != kek && kek.as_str() != KEK {

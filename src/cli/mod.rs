@@ -4,8 +4,12 @@ mod api_key;
 mod audit;
 mod check_config;
 mod dev;
+mod doctor;
+mod files;
 mod inspect;
+mod jobs;
 mod keyring;
+mod keys;
 mod openapi;
 mod output;
 mod serve;
@@ -57,6 +61,18 @@ enum Command {
     /// Verify and search the record of who did what.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Try out the master keys with the credentials at hand, and say what is missing.
+    Doctor(doctor::DoctorArgs),
+    #[command(flatten)]
+    Keys(keys::KeysCommand),
+    #[command(flatten)]
+    Jobs(jobs::JobsCommand),
+    /// Encrypt files of any size, through a service or straight against a KMS.
+    Encrypt(files::EncryptArgs),
+    /// Decrypt files of any size, through a service or straight against a KMS.
+    Decrypt(files::DecryptArgs),
+    /// Bring encrypted files up to date, in place, through a service or straight against a KMS.
+    Rewrap(files::RewrapArgs),
     /// Explain the head of an envelope. Needs no key.
     Inspect(inspect::InspectArgs),
     /// Print the OpenAPI document.
@@ -80,7 +96,11 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let variables = Variables::of_process();
     match run(cli, &variables) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) if output::everything_written() => ExitCode::SUCCESS,
+        Ok(()) => {
+            output::error(&anyhow::anyhow!("the standard output could not be written"));
+            ExitCode::FAILURE
+        }
         Err(error) => {
             output::error(&error);
             ExitCode::FAILURE
@@ -96,6 +116,12 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
         Command::Audit(command) => audit::run(&common.settings(variables)?, command, variables),
+        Command::Doctor(args) => block_on(doctor::run(&common.settings(variables)?, args, variables)),
+        Command::Keys(command) => block_on(keys::run(&common.settings(variables)?, command, variables)),
+        Command::Jobs(command) => block_on(jobs::run(&common.settings(variables)?, command, variables)),
+        Command::Encrypt(args) => files::encrypt(&common, args, variables),
+        Command::Decrypt(args) => files::decrypt(&common, args, variables),
+        Command::Rewrap(args) => files::rewrap(&common, args, variables),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),

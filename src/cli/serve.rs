@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::{Common, apply, dev, output};
-use crate::app::App;
+use crate::app::{App, Locking, harden};
 use crate::config::{LogFormat, Settings, Variables};
 use crate::http::server::{self, ServerHandle};
 use crate::telemetry;
@@ -35,13 +35,20 @@ pub(super) fn run(common: &Common, args: ServeArgs, variables: &Variables) -> an
         settings.log.format = LogFormat::Text;
     }
     telemetry::start_log(settings.log.format == LogFormat::Json, &settings.log.filter)?;
+    // Before the first secret is read.
+    let locking = harden(&settings.memory)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
-        .block_on(serve(settings, args, variables))
+        .block_on(serve(settings, args, variables, locking))
 }
 
-async fn serve(settings: Settings, args: ServeArgs, variables: &Variables) -> anyhow::Result<()> {
+async fn serve(
+    settings: Settings,
+    args: ServeArgs,
+    variables: &Variables,
+    locking: Locking,
+) -> anyhow::Result<()> {
     // Bound before anything else: a second instance on the same port must not touch the data.
     let listener = TcpListener::bind(settings.listen).with_context(|| {
         format!("cannot listen on {}: name another address with --listen", settings.listen)
@@ -54,6 +61,9 @@ async fn serve(settings: Settings, args: ServeArgs, variables: &Variables) -> an
     } else {
         App::open(&settings, variables, false).await?
     };
+    if locking == Locking::PagesOfKeys {
+        app.pool().lock_pages();
+    }
     app.lifecycle.watch_signals()?;
     app.start();
     let handle = ServerHandle::default();

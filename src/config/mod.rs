@@ -4,6 +4,8 @@
 //! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
 
 mod audit;
+mod aws;
+mod memory;
 mod secrets;
 
 use std::collections::HashMap;
@@ -14,6 +16,8 @@ use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
 pub use audit::{AuditFileSettings, AuditSettings, AuditSinkSettings, AuditSyslogSettings};
+pub use aws::AwsSettings;
+pub use memory::{LockMemory, MemorySettings};
 pub use secrets::{SecretError, Secrets, write_new_secret};
 
 /// Everything that can be configured.
@@ -38,8 +42,16 @@ pub struct Settings {
     pub pool: PoolSettings,
     /// The registry.
     pub registry: RegistrySettings,
+    /// Rotation.
+    pub rotation: RotationSettings,
+    /// Shredding.
+    pub shredding: ShreddingSettings,
     /// The embedded key ring.
     pub keyring: KeyringSettings,
+    /// AWS KMS.
+    pub aws: AwsSettings,
+    /// Secrets in memory.
+    pub memory: MemorySettings,
     /// Credentials.
     pub access: AccessSettings,
     /// The record of who did what.
@@ -60,7 +72,11 @@ impl Default for Settings {
             quotas: crate::http::QuotaOptions::default(),
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
+            rotation: RotationSettings::default(),
+            shredding: ShreddingSettings::default(),
             keyring: KeyringSettings::default(),
+            aws: AwsSettings::default(),
+            memory: MemorySettings::default(),
             access: AccessSettings::default(),
             audit: AuditSettings::default(),
             log: LogSettings::default(),
@@ -122,8 +138,50 @@ settings! {
         dek_idle_secs_max: u64,
         /// How long an error is remembered.
         error_memory_ms: u64,
+        /// How many data keys of one tenant are fetched from the KMS at the same time.
+        tenant_kms_calls_max: usize,
+        /// How long a request waits for its turn among them.
+        tenant_kms_wait_ms_max: u64,
         /// How often usage counts are written.
         usage_flush_secs: u64,
+    }
+}
+
+settings! {
+    /// Rotation's limits: see [`crate::rotation::Options`].
+    RotationSettings from crate::rotation::Options {
+        /// How often the registry is asked which tenants are due.
+        poll_secs: u64,
+        /// How long the lease lasts without being renewed.
+        lease_secs: u64,
+        /// How often each tenant is looked at without a reason, on average.
+        sweep_secs: u64,
+        /// How often all data keys of a tenant are looked at.
+        full_sweep_secs: u64,
+        /// For how long a KEK's answer about its material counts.
+        kek_check_secs: u64,
+        /// How many KMS calls rotation may make in a second.
+        kms_calls_per_sec_max: u32,
+        /// How many tenants are worked on at once.
+        tenants_at_once_max: usize,
+        /// How many data keys of one tenant are changed before others have their turn.
+        deks_per_turn_max: usize,
+        /// How many data keys are loaded at a time.
+        page_deks: u32,
+        /// The longest wait before a tenant that failed is tried again.
+        backoff_secs_max: u64,
+    }
+}
+
+settings! {
+    /// The waiting period's limits: see [`crate::operations::ShredOptions`].
+    ShreddingSettings from crate::operations::ShredOptions {
+        /// How long it is where nothing is said.
+        waiting_secs: u64,
+        /// The shortest that may be asked for: an hour or more.
+        waiting_secs_min: u64,
+        /// The longest.
+        waiting_secs_max: u64,
     }
 }
 
@@ -143,6 +201,20 @@ pub struct HttpSettings {
     pub in_flight_max: usize,
     /// How many administration calls may be in flight at once.
     pub admin_in_flight_max: usize,
+    /// The most items of a batch.
+    pub batch_items_max: usize,
+    /// The largest body of a batch.
+    pub batch_body_bytes_max: usize,
+    /// The longest line of a body of lines.
+    pub line_bytes_max: usize,
+    /// How many bodies may be streamed at once.
+    pub transfers_max: usize,
+    /// The largest body that is streamed.
+    pub transfer_bytes_max: u64,
+    /// How much of a streamed answer is held back, so that early failures are ordinary problems.
+    pub transfer_held_bytes_max: usize,
+    /// How long one side of a streamed body may stand still.
+    pub idle_secs_max: u64,
     /// How long a client may take to send a request's head.
     pub head_secs_max: u64,
     /// The largest head of a request.
@@ -161,6 +233,13 @@ impl Default for HttpSettings {
             request_secs_max: edge.request_secs_max,
             in_flight_max: edge.in_flight_max,
             admin_in_flight_max: edge.admin_in_flight_max,
+            batch_items_max: edge.batch_items_max,
+            batch_body_bytes_max: edge.batch_body_bytes_max,
+            line_bytes_max: edge.line_bytes_max,
+            transfers_max: edge.transfer.transfers_max,
+            transfer_bytes_max: edge.transfer.transfer_bytes_max,
+            transfer_held_bytes_max: edge.transfer.transfer_held_bytes_max,
+            idle_secs_max: edge.transfer.idle_secs_max,
             head_secs_max: server.head_secs_max,
             head_bytes_max: server.head_bytes_max,
             streams_max: server.streams_max,
@@ -178,6 +257,15 @@ impl HttpSettings {
             request_secs_max: self.request_secs_max,
             in_flight_max: self.in_flight_max,
             admin_in_flight_max: self.admin_in_flight_max,
+            batch_items_max: self.batch_items_max,
+            batch_body_bytes_max: self.batch_body_bytes_max,
+            line_bytes_max: self.line_bytes_max,
+            transfer: crate::http::TransferOptions {
+                transfers_max: self.transfers_max,
+                idle_secs_max: self.idle_secs_max,
+                transfer_bytes_max: self.transfer_bytes_max,
+                transfer_held_bytes_max: self.transfer_held_bytes_max,
+            },
             ..crate::http::Options::default()
         }
     }
@@ -306,6 +394,7 @@ impl Settings {
 
     /// What single values cannot tell.
     fn check(&self) -> Result<(), ConfigError> {
+        self.aws.check()?;
         let at_least = |name: &str, value: u64, min: u64| {
             if value >= min {
                 Ok(())
@@ -317,7 +406,19 @@ impl Settings {
         at_least("pool.tenant_deks_max", self.pool.tenant_deks_max as u64, 1)?;
         at_least("pool.dek_plaintext_secs_max", self.pool.dek_plaintext_secs_max, 10)?;
         at_least("pool.dek_idle_secs_max", self.pool.dek_idle_secs_max, 10)?;
+        at_least("pool.tenant_kms_calls_max", self.pool.tenant_kms_calls_max as u64, 1)?;
         at_least("pool.usage_flush_secs", self.pool.usage_flush_secs, 1)?;
+        at_least("rotation.poll_secs", self.rotation.poll_secs, 1)?;
+        at_least("rotation.lease_secs", self.rotation.lease_secs, 1)?;
+        at_least("rotation.sweep_secs", self.rotation.sweep_secs, 1)?;
+        at_least("rotation.kms_calls_per_sec_max", self.rotation.kms_calls_per_sec_max.into(), 1)?;
+        at_least("rotation.tenants_at_once_max", self.rotation.tenants_at_once_max as u64, 1)?;
+        at_least("rotation.deks_per_turn_max", self.rotation.deks_per_turn_max as u64, 1)?;
+        at_least("rotation.page_deks", self.rotation.page_deks.into(), 1)?;
+        at_least("rotation.backoff_secs_max", self.rotation.backoff_secs_max, 1)?;
+        at_least("shredding.waiting_secs_min", self.shredding.waiting_secs_min, 3_600)?;
+        at_least("shredding.waiting_secs", self.shredding.waiting_secs, self.shredding.waiting_secs_min)?;
+        at_least("shredding.waiting_secs_max", self.shredding.waiting_secs_max, self.shredding.waiting_secs)?;
         at_least("http.body_bytes_max", self.http.body_bytes_max as u64, 1_024)?;
         at_least("http.admin_body_bytes_max", self.http.admin_body_bytes_max as u64, 1_024)?;
         at_least("http.head_bytes_max", self.http.head_bytes_max as u64, 8_192)?;
@@ -331,6 +432,12 @@ impl Settings {
             at_least("audit.file.rotate_bytes", file.rotate_bytes, 4_096)?;
         }
         at_least("http.admin_in_flight_max", self.http.admin_in_flight_max as u64, 1)?;
+        at_least("http.batch_items_max", self.http.batch_items_max as u64, 1)?;
+        at_least("http.batch_body_bytes_max", self.http.batch_body_bytes_max as u64, 1_024)?;
+        at_least("http.line_bytes_max", self.http.line_bytes_max as u64, 1_024)?;
+        at_least("http.transfers_max", self.http.transfers_max as u64, 1)?;
+        at_least("http.transfer_bytes_max", self.http.transfer_bytes_max, 1_024)?;
+        at_least("http.idle_secs_max", self.http.idle_secs_max, 1)?;
         at_least("http.streams_max", u64::from(self.http.streams_max), 1)
     }
 

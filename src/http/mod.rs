@@ -3,25 +3,29 @@
 //! Outermost first:
 //! ```text
 //! edge (request id, problem -> body, log) > catch panic
-//!   > per route: in-flight limit and load shed > deadline > body limit > authenticate > circumstances
+//!   > per route: gate (in-flight limit and load shed > deadline > body limit > authenticate) > circumstances
 //!     > quota > handler (permit, parse, operation)
 //! ```
 //! A route cannot be declared without its limits and its guard: [`Route`] has no defaults.
 
+mod bulk;
 mod handlers;
 mod json;
 mod middleware;
 mod openapi;
 pub mod problem;
 pub mod server;
+mod transfer;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use axum::Extension;
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
@@ -29,18 +33,19 @@ use utoipa_axum::routes;
 use crate::access::Access;
 use crate::operations::Operations;
 use crate::tenant::KeyName;
-use handlers::{BodyBytesMax, api_keys, decrypt, encrypt, health, keys, rewrap, tenants};
-use middleware::admission::{Admission, admit};
-use middleware::authenticate::authenticate;
+use handlers::{api_keys, decrypt, deks, encrypt, health, jobs, keys, rewrap, shreds, tenants};
+use middleware::admission::Admission;
 use middleware::context::{Established, circumstances};
-use middleware::deadline::deadline;
 use middleware::edge::{RequestIds, edge};
+use middleware::gate::{Gate, gate};
 use middleware::quota::{Quotas, quota};
 use problem::{Code, Problem};
+use transfer::Transfers;
 
 pub use handlers::health::{Readiness, ReadinessStatus};
 pub use middleware::context::{ContextEntry, ContextRules};
 pub use middleware::quota::{QuotaOptions, Rates};
+pub use transfer::Options as TransferOptions;
 
 /// The edge's limits.
 #[derive(Clone, Debug)]
@@ -56,6 +61,14 @@ pub struct Options {
     pub request_secs_max: u64,
     /// How many requests may be in flight at once. Default 1,024.
     pub in_flight_max: usize,
+    /// The most items of a batch. Default 10,000.
+    pub batch_items_max: usize,
+    /// The largest body of a batch, in bytes. Default 32 MiB.
+    pub batch_body_bytes_max: usize,
+    /// The longest line of a body of lines, in bytes. Default 1 MiB.
+    pub line_bytes_max: usize,
+    /// Bodies that are streamed.
+    pub transfer: TransferOptions,
     /// What of a request goes into its encryption context. Default nothing.
     pub context: ContextRules,
     /// How much a tenant and a principal may ask for in a second. Default no limit.
@@ -76,6 +89,10 @@ impl Default for Options {
             admin_body_bytes_max: 64 << 10,
             request_secs_max: 30,
             in_flight_max: 1_024,
+            batch_items_max: 10_000,
+            batch_body_bytes_max: 32 << 20,
+            line_bytes_max: 1 << 20,
+            transfer: TransferOptions::default(),
             context: ContextRules::default(),
             quotas: QuotaOptions::default(),
             admin_in_flight_max: 64,
@@ -98,6 +115,9 @@ pub(crate) struct HttpState {
     options: Options,
     /// Made once: most requests use it.
     default_key: KeyName,
+    transfers: Transfers,
+    /// Over how many tasks a batch is spread: as many as there are workers.
+    cores: usize,
 }
 
 /// Who may come in.
@@ -119,6 +139,8 @@ struct Route {
     context: ContextRules,
     body_bytes_max: usize,
     time_max: Duration,
+    /// Whether it also takes bodies that are streamed: see [`transfer`]. Theirs is an idle time instead.
+    streams: bool,
     /// Which problems it can answer, beside those that its guard and limits bring.
     problems: &'static [Code],
 }
@@ -154,6 +176,23 @@ const OPENING: &[Code] = &[
 const LOOKING: &[Code] = &[Code::MalformedRequest, Code::Forbidden, Code::NotFound, Code::StoreUnavailable];
 const CHANGING: &[Code] =
     &[Code::MalformedRequest, Code::Forbidden, Code::NotFound, Code::Conflict, Code::StoreUnavailable];
+const CHANGING_DEKS: &[Code] = &[
+    Code::MalformedRequest,
+    Code::Forbidden,
+    Code::NotFound,
+    Code::Conflict,
+    Code::KeyDestroyed,
+    Code::StoreUnavailable,
+];
+const ROTATING: &[Code] = &[
+    Code::MalformedRequest,
+    Code::Forbidden,
+    Code::KekDenied,
+    Code::KeyRevoked,
+    Code::NotFound,
+    Code::KmsUnavailable,
+    Code::StoreUnavailable,
+];
 const CHANGING_KEKS: &[Code] = &[
     Code::MalformedRequest,
     Code::Forbidden,
@@ -173,6 +212,7 @@ fn route_table(options: &Options) -> Vec<Route> {
         context: ContextRules::default(),
         body_bytes_max: 0,
         time_max,
+        streams: false,
         problems: &[],
     };
     let data = |methods, problems| Route {
@@ -182,6 +222,17 @@ fn route_table(options: &Options) -> Vec<Route> {
         context: options.context.clone(),
         body_bytes_max: options.body_bytes_max,
         time_max,
+        streams: true,
+        problems,
+    };
+    let batch = |methods, problems| Route {
+        methods,
+        guard: Guard::Credential,
+        data: true,
+        context: options.context.clone(),
+        body_bytes_max: options.batch_body_bytes_max,
+        time_max,
+        streams: true,
         problems,
     };
     let admin = |methods, problems| Route {
@@ -191,12 +242,17 @@ fn route_table(options: &Options) -> Vec<Route> {
         context: ContextRules::default(),
         body_bytes_max: options.admin_body_bytes_max,
         time_max,
+        streams: false,
         problems,
     };
     vec![
         data(routes!(encrypt::encrypt), DATA),
         data(routes!(decrypt::decrypt), OPENING),
         data(routes!(rewrap::rewrap), OPENING),
+        batch(routes!(bulk::batch::encrypt_batch), DATA),
+        batch(routes!(bulk::batch::decrypt_batch), OPENING),
+        batch(routes!(bulk::batch::rewrap_batch), OPENING),
+        data(routes!(bulk::raw::rewrap_head), OPENING),
         admin(routes!(tenants::create), CHANGING_KEKS),
         admin(routes!(tenants::list), LOOKING),
         admin(routes!(tenants::read), LOOKING),
@@ -205,6 +261,21 @@ fn route_table(options: &Options) -> Vec<Route> {
         admin(routes!(keys::list), LOOKING),
         admin(routes!(keys::read), LOOKING),
         admin(routes!(keys::update), CHANGING),
+        admin(routes!(deks::list), LOOKING),
+        admin(routes!(deks::rotate), ROTATING),
+        admin(routes!(deks::revoke), CHANGING_DEKS),
+        admin(routes!(deks::restore), CHANGING_DEKS),
+        admin(routes!(shreds::shred_dek), CHANGING_DEKS),
+        admin(routes!(shreds::cancel_dek), CHANGING),
+        admin(routes!(shreds::shred_key), CHANGING),
+        admin(routes!(shreds::cancel_key), CHANGING),
+        admin(routes!(shreds::shred_tenant), CHANGING),
+        admin(routes!(shreds::cancel_tenant), CHANGING),
+        admin(routes!(shreds::list), LOOKING),
+        admin(routes!(jobs::list), LOOKING),
+        admin(routes!(jobs::read), LOOKING),
+        admin(routes!(jobs::rewrap_keys), LOOKING),
+        admin(routes!(jobs::kek_use), LOOKING),
         admin(routes!(api_keys::create), CHANGING),
         admin(routes!(api_keys::list), LOOKING),
         admin(routes!(api_keys::revoke), CHANGING),
@@ -219,7 +290,8 @@ pub fn router(
     access: &Arc<Access>,
     probe: Arc<dyn Probe>,
     options: &Options,
-) -> axum::Router {
+    tracker: TaskTracker,
+) -> Edge {
     let gates = Gates {
         access: Arc::clone(access),
         data: Arc::new(Admission::new(options.in_flight_max)),
@@ -232,19 +304,35 @@ pub fn router(
         router = router.routes(guarded(route, &gates));
     }
     let (router, document) = router.split_for_parts();
-    let state = HttpState { operations, probe, options: options.clone(), default_key: KeyName::default() };
-    router
+    let transfers = Transfers::new(options.transfer.clone(), tracker);
+    let open_transfers = transfers.gauge();
+    let cores = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
+    let (options, default_key) = (options.clone(), KeyName::default());
+    let state = HttpState { operations, probe, options, default_key, transfers, cores };
+    let router = router
         .merge(openapi::pages(&document))
         .fallback(|| async { Problem::new(Code::NotFound, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async {
             Problem::new(Code::MethodNotAllowed, Code::MethodNotAllowed.example())
         })
         .with_state(Arc::new(state))
-        .layer(CatchPanicLayer::custom(|_| {
-            // What the panic said may hold anything: the panic hook has logged where it was.
-            Problem::internal(Code::InternalError, "a handler panicked").into_response()
-        }))
-        .layer(from_fn_with_state(Arc::new(RequestIds::new()), edge))
+        // As one layer, for the same reason as in `gate`.
+        .layer((
+            from_fn_with_state(Arc::new(RequestIds::new()), edge),
+            CatchPanicLayer::custom(|_| {
+                // What the panic said may hold anything: the panic hook has logged where it was.
+                Problem::internal(Code::InternalError, "a handler panicked").into_response()
+            }),
+        ));
+    Edge { router, open_transfers }
+}
+
+/// The service as a router, and what can be told of it from outside.
+pub struct Edge {
+    /// Everything behind the listener.
+    pub router: axum::Router,
+    /// How many bodies are being streamed.
+    pub open_transfers: Arc<AtomicUsize>,
 }
 
 /// What stands before the handlers.
@@ -264,25 +352,23 @@ fn guarded(route: Route, gates: &Gates) -> UtoipaMethodRouter<Arc<HttpState>> {
         route.body_bytes_max > 0,
         route.problems,
     );
-    if route.guard == Guard::Credential {
-        // Not there where nobody wants it: an unused feature costs nothing.
-        if let Some(quotas) = gates.quotas.as_ref().filter(|_| route.data) {
-            methods = methods.layer(from_fn_with_state(Arc::clone(quotas), quota));
-        }
-        if gates.recorder.is_some() || !route.context.is_empty() {
-            let established = Established { rules: route.context, recorder: gates.recorder.clone() };
-            methods = methods.layer(from_fn_with_state(established, circumstances));
-        }
-        methods = methods.layer(from_fn_with_state(Arc::clone(&gates.access), authenticate));
+    let guarded = route.guard == Guard::Credential;
+    // Not there where nobody wants it: an unused feature costs nothing.
+    if let Some(quotas) = gates.quotas.as_ref().filter(|_| route.data) {
+        methods = methods.layer(from_fn_with_state(Arc::clone(quotas), quota));
     }
-    methods = methods
-        .layer(Extension(BodyBytesMax(route.body_bytes_max)))
-        .layer(from_fn_with_state(route.time_max, deadline));
-    // Health is answered however many requests are in flight: a busy service is not a dead one.
-    if route.guard == Guard::Credential {
-        let admission = if route.data { &gates.data } else { &gates.admin };
-        methods = methods.layer(from_fn_with_state(Arc::clone(admission), admit));
+    if guarded && (gates.recorder.is_some() || !route.context.is_empty()) {
+        let established = Established { rules: route.context, recorder: gates.recorder.clone() };
+        methods = methods.layer(from_fn_with_state(established, circumstances));
     }
+    let state = Gate {
+        admission: guarded.then(|| Arc::clone(if route.data { &gates.data } else { &gates.admin })),
+        time_max: route.time_max,
+        streams: route.streams,
+        body_bytes_max: route.body_bytes_max,
+        access: guarded.then(|| Arc::clone(&gates.access)),
+    };
+    methods = methods.layer(from_fn_with_state(Arc::new(state), gate));
     (schemas, paths, methods)
 }
 

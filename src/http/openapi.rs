@@ -115,7 +115,9 @@ fn example(code: Code) -> serde_json::Value {
 /// `/openapi.json`, and `/docs`, which needs nothing from elsewhere.
 pub(super) fn pages<S: Clone + Send + Sync + 'static>(document: &OpenApi) -> Router<S> {
     let text = document.to_json().unwrap_or_default();
-    let config = utoipa_swagger_ui::Config::new(["/openapi.json"]);
+    let config = utoipa_swagger_ui::Config::new(["/openapi.json"])
+        // Not even the address of a service is anybody else's business.
+        .validator_url("none");
     let docs: Router<S> = SwaggerUi::new("/docs").config(config).into();
     let docs = docs.layer(axum::middleware::map_response(protect));
     docs.route(

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::access::{AuthenticationError, Forbidden};
 use crate::kms::KmsError;
-use crate::operations::OperationError;
+use crate::operations::{OperationError, TransferError};
 use crate::pool::PoolError;
 use crate::store::StoreError;
 
@@ -418,6 +418,11 @@ impl From<OperationError> for Problem {
             OperationError::Pool(error) => return error.into(),
             OperationError::Store(error) => return error.into(),
             OperationError::Unrecorded(error) => return Self::internal(Code::AuditUnavailable, &error),
+            OperationError::Transfer(ref error) => match error {
+                TransferError::BrokenOff | TransferError::Gone => Code::MalformedRequest,
+                TransferError::Idle(_) => Code::DeadlineExceeded,
+                TransferError::TooLarge(_) => Code::TooLarge,
+            },
             OperationError::Internal(detail) => return Self::internal(Code::InternalError, detail),
             OperationError::Invalid(_) | OperationError::Context(_) => Code::MalformedRequest,
             OperationError::ReservedContext(_) | OperationError::ServiceContext(_) => Code::ReservedContext,

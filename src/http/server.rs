@@ -24,6 +24,12 @@ impl Default for Options {
     }
 }
 
+/// Makes aws-lc-rs what speaks TLS in this process, for whoever asks for no other.
+pub fn use_crypto_provider() {
+    // Somebody else was first: it is the same one.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
 /// Stops a server that runs.
 #[derive(Clone)]
 pub struct ServerHandle(Handle<SocketAddr>);

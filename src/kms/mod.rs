@@ -1,10 +1,13 @@
 //! The key management services that hold the master keys (KEKs).
 //!
-//! [`Kms`] is the contract; [`local`] is the embedded key ring. `ring` spreads one data key over the KEKs of a
-//! tenant. An error says which of three things happened, because they call for three different answers: the KMS
-//! could not be asked ([`KmsError::Outage`]), it said no ([`KmsError::Denied`]), or what it was given is not what
-//! it once made ([`KmsError::Damaged`]).
+//! [`Kms`] is the contract; [`local`] is the embedded key ring, [`aws`] AWS KMS. [`guarded`] keeps a KMS's troubles
+//! from becoming the service's, [`ring`] spreads one data key over the KEKs of a tenant. An error says which of three
+//! things happened, because they call for three different answers: the KMS could not be asked
+//! ([`KmsError::Outage`]), it said no ([`KmsError::Denied`]), or what it was given is not what it once made
+//! ([`KmsError::Damaged`]).
 
+pub mod aws;
+pub mod guarded;
 pub mod local;
 pub mod ring;
 pub mod router;
@@ -129,6 +132,8 @@ pub enum KmsError {
     Outage {
         /// The KEK that the call was about.
         kek: KekId,
+        /// Why.
+        cause: OutageCause,
         /// What happened.
         detail: Arc<str>,
     },
@@ -150,10 +155,29 @@ pub enum KmsError {
     },
 }
 
+/// Why a KMS could not be asked: it decides who is tried again, and who else is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutageCause {
+    /// No answer, no connection, or an answer that says that the service is in trouble: everybody's calls to that
+    /// region are concerned.
+    Unreachable,
+    /// Too many calls. Fewer calls help.
+    Throttled,
+    /// This one key is not available now (its key store is away); others are.
+    KeyUnavailable,
+    /// The service's own credentials do not do. Asking again at once does not help.
+    Credentials,
+}
+
 impl KmsError {
     /// An outage of this KEK's KMS.
     pub fn outage(kek: &KekId, detail: impl Into<Arc<str>>) -> Self {
-        Self::Outage { kek: kek.clone(), detail: detail.into() }
+        Self::outage_by(kek, OutageCause::Unreachable, detail)
+    }
+
+    /// An outage of this KEK's KMS, with its cause.
+    pub fn outage_by(kek: &KekId, cause: OutageCause, detail: impl Into<Arc<str>>) -> Self {
+        Self::Outage { kek: kek.clone(), cause, detail: detail.into() }
     }
 
     /// A denial by this KEK's KMS.
@@ -188,4 +212,18 @@ pub fn kms_context(
     context.insert("keyfold:key", key.as_str())?;
     context.insert("keyfold:dek", dek.to_string())?;
     Ok(context)
+}
+
+/// The context of a trial: as a tenant's data keys have it, since a key's policy may depend on it, for a data key
+/// that cannot be.
+pub fn trial_context(tenant: &TenantId) -> EncryptionContext {
+    let nobody = DataKeyId::from_bytes([0; 16]).to_string();
+    let mut context = EncryptionContext::new();
+    let pairs =
+        [("keyfold:tenant", tenant.as_str()), ("keyfold:key", "default"), ("keyfold:dek", nobody.as_str())];
+    for (name, value) in pairs {
+        // Three short pairs with different names break no limit.
+        let _ = context.insert(name, value);
+    }
+    context
 }

@@ -1,12 +1,47 @@
 //! One data key, several master keys: a tenant's KEK ring.
 //!
 //! A data key is made by the first member that answers and wrapped under every other, so that any one of them can
-//! open it. Replicas of one multi-Region key share a wrapped form.
+//! open it. Replicas of one multi-Region key share a wrapped form. The nearest member is asked first; one that keeps
+//! silent does not hold up the others: after a moment the next one is asked beside it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
 
 use envelope::{EncryptionContext, KeyMaterial};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
-use super::{Kms, KmsError, Urgency, Wrapped};
+use super::{Generated, Kms, KmsError, Urgency, Wrapped};
+use crate::clock::Clock;
 use crate::tenant::{Kek, KekId, KekRing};
+
+/// How rings are used.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// AWS regions, the nearest first. KEKs in regions that do not stand here come after, in their ring's order.
+    /// Default: none, that is the ring's own order.
+    pub regions_nearest: Vec<String>,
+    /// After how long without an answer of one member the next one is asked beside it, in milliseconds. Default 500.
+    pub hedge_ms: u64,
+    /// How long a new data key waits for its further wrapped forms, in milliseconds. Default 1,000. It then goes
+    /// without those that have not come.
+    pub wrap_ms_max: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { regions_nearest: Vec::new(), hedge_ms: 500, wrap_ms_max: 1_000 }
+    }
+}
+
+/// Uses KEK rings.
+pub struct KekRings {
+    kms: Arc<dyn Kms>,
+    clock: Clock,
+    options: Options,
+    tracker: TaskTracker,
+}
 
 /// A new data key under a whole ring.
 pub struct RingGenerated {
@@ -14,7 +49,7 @@ pub struct RingGenerated {
     pub plaintext: KeyMaterial,
     /// The member that made it.
     pub by: KekId,
-    /// Its wrapped forms, in the ring's order; members that could not be asked are missing.
+    /// Its wrapped forms, in the ring's order; members that did not answer are missing.
     pub wrapped: Vec<Wrapped>,
     /// Why members are missing.
     pub missing: Vec<KmsError>,
@@ -30,102 +65,221 @@ pub struct RingUnwrapped {
     pub denials: Vec<KmsError>,
 }
 
-/// Makes a data key by the first member that answers, and wraps it under the others.
-pub async fn generate(
-    kms: &dyn Kms,
-    ring: &KekRing,
-    context: &EncryptionContext,
-    urgency: Urgency,
-) -> Result<RingGenerated, KmsError> {
-    let mut failures: Vec<KmsError> = Vec::new();
-    for (at, member) in ring.members().iter().enumerate() {
-        if denied_already(&failures, &member.id) {
-            continue;
-        }
-        let generated = match kms.generate(member, context, urgency).await {
-            Ok(generated) => generated,
-            Err(failure) => {
-                failures.push(failure);
-                continue;
-            }
-        };
-        let mut wrapped = vec![(at, generated.wrapped)];
-        for (other_at, other) in ring.members().iter().enumerate() {
-            let served = wrapped.iter().any(|(_, form)| form.kek.same_material(&other.id));
-            let failed = failures.iter().any(|failure| *failure.kek() == other.id);
-            if served || failed || denied_already(&failures, &other.id) {
-                continue;
-            }
-            match kms.wrap(other, context, &generated.plaintext, urgency).await {
-                Ok(form) => wrapped.push((other_at, form)),
-                Err(failure) => failures.push(failure),
-            }
-        }
-        wrapped.sort_by_key(|(at, _)| *at);
-        let wrapped = wrapped.into_iter().map(|(_, form)| form).collect();
-        let by = member.id.clone();
-        return Ok(RingGenerated { plaintext: generated.plaintext, by, wrapped, missing: failures });
-    }
-    Err(worst(failures, ring))
-}
-
-/// Opens a data key by the first of its wrapped forms whose KEK answers. `keks` are the KEKs that are believed, in
-/// the order in which they are to be asked.
-pub async fn unwrap(
-    kms: &dyn Kms,
-    keks: &[Kek],
-    forms: &[(KekId, &[u8])],
-    context: &EncryptionContext,
-    urgency: Urgency,
-) -> Result<RingUnwrapped, UnwrapFailure> {
-    let mut failures: Vec<KmsError> = Vec::new();
-    for member in keks {
-        let Some((_, blob)) = forms.iter().find(|(kek, _)| kek.same_material(&member.id)) else { continue };
-        if denied_already(&failures, &member.id) {
-            continue;
-        }
-        match kms.unwrap(member, context, blob, urgency).await {
-            Ok(plaintext) => {
-                failures.retain(|failure| matches!(failure, KmsError::Denied { .. }));
-                return Ok(RingUnwrapped { plaintext, by: member.id.clone(), denials: failures });
-            }
-            Err(failure) => failures.push(failure),
-        }
-    }
-    Err(UnwrapFailure { failures })
-}
-
-/// Why no member of a ring opened a data key.
-pub struct UnwrapFailure {
-    /// Each member's answer, in the order in which they were asked. Empty where no wrapped form is of a KEK that is
+/// Why no member of a ring made or opened a data key.
+pub struct RingFailure {
+    /// Each member's answer, in the order in which they came. Empty where no wrapped form is of a KEK that is
     /// believed.
     pub failures: Vec<KmsError>,
+    /// Whether a call ended without an answer of any kind: a fault of keyfold's own, which the log has.
+    pub broken: bool,
 }
 
-impl UnwrapFailure {
+impl RingFailure {
     /// The answer that decides: a denial before an outage (what the owner has cut off must not look like something
     /// that will pass), and an outage before damage (the form that could have opened it was not tried).
     pub fn deciding(self) -> Option<KmsError> {
-        decide(self.failures)
+        self.failures.into_iter().min_by_key(|failure| match failure {
+            KmsError::Denied { .. } => 0,
+            KmsError::Outage { .. } => 1,
+            KmsError::Damaged { .. } => 2,
+        })
     }
 }
 
-/// A replica of a KEK that has said no is not asked: it would be a way round its owner's decision.
-fn denied_already(failures: &[KmsError], kek: &KekId) -> bool {
+impl KekRings {
+    /// Rings over this KMS. What a member has still to say when nobody waits for it any more runs out on `tracker`.
+    pub fn new(kms: Arc<dyn Kms>, clock: Clock, options: Options, tracker: TaskTracker) -> Self {
+        Self { kms, clock, options, tracker }
+    }
+
+    /// Makes a data key by the first member that answers, and wraps it under the others.
+    pub async fn generate(
+        &self,
+        ring: &KekRing,
+        context: &EncryptionContext,
+        urgency: Urgency,
+    ) -> Result<RingGenerated, RingFailure> {
+        let context = Arc::new(context.clone());
+        let members = self.nearest_first(ring.members());
+        let race = Race::new(self, members.into_iter().map(|member| (member, ())).collect());
+        let kms = Arc::clone(&self.kms);
+        let of_ring = Arc::clone(&context);
+        let ask = move |member: Kek, ()| {
+            let (kms, context) = (Arc::clone(&kms), Arc::clone(&of_ring));
+            async move { kms.generate(&member, &context, urgency).await }
+        };
+        let (by, Generated { plaintext, wrapped }, mut missing) = race.run(ask).await?;
+        let mut forms = vec![wrapped];
+        self.wrap_under_others(ring, &context, &plaintext, urgency, &mut forms, &mut missing).await;
+        let at = |kek: &KekId| ring.members().iter().position(|member| member.id == *kek);
+        forms.sort_by_key(|form| at(&form.kek));
+        missing.sort_by_key(|failure| at(failure.kek()));
+        Ok(RingGenerated { plaintext, by, wrapped: forms, missing })
+    }
+
+    /// Asks all members that are not served yet at the same time, and waits for them for a stated time.
+    async fn wrap_under_others(
+        &self,
+        ring: &KekRing,
+        context: &Arc<EncryptionContext>,
+        plaintext: &KeyMaterial,
+        urgency: Urgency,
+        forms: &mut Vec<Wrapped>,
+        missing: &mut Vec<KmsError>,
+    ) {
+        let (answer, mut answers) = mpsc::unbounded_channel();
+        let mut asked: Vec<KekId> = Vec::new();
+        for member in ring.members() {
+            let served = forms.iter().any(|form| form.kek.same_material(&member.id))
+                || asked.iter().any(|other| other.same_material(&member.id));
+            if served
+                || missing.iter().any(|failure| *failure.kek() == member.id)
+                || denied(missing, &member.id)
+            {
+                continue;
+            }
+            asked.push(member.id.clone());
+            let (kms, context) = (Arc::clone(&self.kms), Arc::clone(context));
+            // Its own copy: the task may outlive this call, by the guard's deadline at most.
+            let plaintext = plaintext.duplicate();
+            let (member, answer) = (member.clone(), answer.clone());
+            self.tracker.spawn(async move {
+                let wrapped = kms.wrap(&member, &context, &plaintext, urgency).await;
+                drop(plaintext);
+                // Nobody waits any more: the rotation adds what is missing.
+                let _ = answer.send(wrapped);
+            });
+        }
+        drop(answer);
+        let patience = self.clock.sleep(Duration::from_millis(self.options.wrap_ms_max));
+        tokio::pin!(patience);
+        while !asked.is_empty() {
+            let answered = tokio::select! {
+                biased;
+                answered = answers.recv() => answered,
+                () = &mut patience => None,
+            };
+            match answered {
+                Some(Ok(form)) => {
+                    asked.retain(|kek| *kek != form.kek);
+                    forms.push(form);
+                }
+                Some(Err(failure)) => {
+                    asked.retain(|kek| kek != failure.kek());
+                    missing.push(failure);
+                }
+                None => break,
+            }
+        }
+        let late = |kek| KmsError::outage(kek, "it did not wrap a new data key in time");
+        missing.extend(asked.iter().map(late));
+    }
+
+    /// Opens a data key by the first of its wrapped forms whose KEK answers. `keks` are the KEKs that are believed.
+    pub async fn unwrap(
+        &self,
+        keks: &[Kek],
+        forms: &[(KekId, &[u8])],
+        context: &EncryptionContext,
+        urgency: Urgency,
+    ) -> Result<RingUnwrapped, RingFailure> {
+        let members = self.nearest_first(keks).into_iter().filter_map(|member| {
+            let (_, blob) = forms.iter().find(|(kek, _)| kek.same_material(&member.id))?;
+            Some((member, blob.to_vec()))
+        });
+        let race = Race::new(self, members.collect());
+        let (kms, context) = (Arc::clone(&self.kms), Arc::new(context.clone()));
+        let ask = move |member: Kek, blob: Vec<u8>| {
+            let (kms, context) = (Arc::clone(&kms), Arc::clone(&context));
+            async move { kms.unwrap(&member, &context, &blob, urgency).await }
+        };
+        let (by, plaintext, mut denials) = race.run(ask).await?;
+        denials.retain(|failure| matches!(failure, KmsError::Denied { .. }));
+        Ok(RingUnwrapped { plaintext, by, denials })
+    }
+
+    fn nearest_first(&self, keks: &[Kek]) -> Vec<Kek> {
+        let nearest = &self.options.regions_nearest;
+        let distance = |kek: &Kek| {
+            kek.id
+                .region()
+                .and_then(|region| nearest.iter().position(|near| near == region))
+                .unwrap_or(nearest.len())
+        };
+        let mut keks = keks.to_vec();
+        keks.sort_by_key(distance);
+        keks
+    }
+}
+
+/// Asks one member after the other, the next one as soon as one has failed or kept silent for a while.
+struct Race<'a, W> {
+    rings: &'a KekRings,
+    waiting: VecDeque<(Kek, W)>,
+    failures: Vec<KmsError>,
+}
+
+impl<'a, W: Send + 'static> Race<'a, W> {
+    fn new(rings: &'a KekRings, waiting: VecDeque<(Kek, W)>) -> Self {
+        Self { rings, waiting, failures: Vec::new() }
+    }
+
+    /// The first success, who gave it, and what others had said before.
+    async fn run<T, F>(mut self, ask: impl Fn(Kek, W) -> F) -> Result<(KekId, T, Vec<KmsError>), RingFailure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, KmsError>> + Send + 'static,
+    {
+        let (answer, mut answers) = mpsc::unbounded_channel();
+        // Dropped when all have been asked: the channel then ends with the last of their tasks, however it ends.
+        let mut answer = Some(answer);
+        let mut unheard = 0_usize;
+        let hedge = Duration::from_millis(self.rings.options.hedge_ms);
+        loop {
+            if let Some((member, what)) = self.next() {
+                let (id, work) = (member.id.clone(), ask(member, what));
+                let answer = answer.clone();
+                // A task of its own: what it learns of its region counts, whoever wins.
+                self.rings.tracker.spawn(async move {
+                    let outcome = work.await;
+                    answer.map(|answer| answer.send((id, outcome)))
+                });
+                unheard += 1;
+            }
+            if self.waiting.is_empty() {
+                answer = None;
+            }
+            let answered = tokio::select! {
+                biased;
+                answered = answers.recv() => answered,
+                () = self.rings.clock.sleep(hedge), if answer.is_some() => continue,
+            };
+            let Some((by, outcome)) = answered else {
+                return Err(RingFailure { failures: self.failures, broken: unheard > 0 });
+            };
+            unheard -= 1;
+            match outcome {
+                // Its replica has said no in the meantime: that counts for this one too.
+                Ok(_) if denied(&self.failures, &by) => {}
+                Ok(given) => return Ok((by, given, self.failures)),
+                Err(failure) => self.failures.push(failure),
+            }
+        }
+    }
+
+    /// A replica of a KEK that has said no is not asked: it would be a way round its owner's decision.
+    fn next(&mut self) -> Option<(Kek, W)> {
+        while let Some((member, what)) = self.waiting.pop_front() {
+            if !denied(&self.failures, &member.id) {
+                return Some((member, what));
+            }
+        }
+        None
+    }
+}
+
+fn denied(failures: &[KmsError], kek: &KekId) -> bool {
     failures
         .iter()
         .any(|failure| matches!(failure, KmsError::Denied { .. }) && failure.kek().same_material(kek))
-}
-
-fn worst(failures: Vec<KmsError>, ring: &KekRing) -> KmsError {
-    let primary = &ring.members()[0].id;
-    decide(failures).unwrap_or_else(|| KmsError::outage(primary, "no member of the KEK ring was asked"))
-}
-
-fn decide(failures: Vec<KmsError>) -> Option<KmsError> {
-    failures.into_iter().min_by_key(|failure| match failure {
-        KmsError::Denied { .. } => 0,
-        KmsError::Outage { .. } => 1,
-        KmsError::Damaged { .. } => 2,
-    })
 }

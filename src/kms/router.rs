@@ -11,12 +11,13 @@ use crate::tenant::{Kek, KekHome, KekId};
 /// Sends each call to the KMS that holds its KEK.
 pub struct KmsRouter {
     local: Option<Arc<dyn Kms>>,
+    aws: Arc<dyn Kms>,
 }
 
 impl KmsRouter {
-    /// A router over the embedded key ring, where there is one.
-    pub fn new(local: Option<Arc<dyn Kms>>) -> Self {
-        Self { local }
+    /// A router over the embedded key ring, where there is one, and AWS KMS.
+    pub fn new(local: Option<Arc<dyn Kms>>, aws: Arc<dyn Kms>) -> Self {
+        Self { local, aws }
     }
 
     fn home(&self, kek: &KekId) -> Result<&dyn Kms, KmsError> {
@@ -27,7 +28,7 @@ impl KmsRouter {
                     "this service has no embedded key ring: make one with `keyfold keyring init`",
                 )
             }),
-            KekHome::Aws { .. } => Err(KmsError::denied(kek, "this service is not set up for AWS KMS")),
+            KekHome::Aws { .. } => Ok(&*self.aws),
         }
     }
 }

@@ -5,7 +5,7 @@ use super::{OperationError, Operations};
 use crate::access::{AdminOf, NewApiKey, Operate, Permit, Principal, is_api_key_id};
 use crate::audit::Attempt;
 use crate::clock::Timestamp;
-use crate::store::{ApiKeyRecord, KeyPolicy, KeyRecord, Status, StoreError, TenantRecord};
+use crate::store::{ApiKeyRecord, KeyPolicy, KeyRecord, Status, StoreError, Target, TenantRecord};
 use crate::tenant::{Kek, KekRing, KeyName, TenantId, Verb};
 
 /// How many data keys' worth of time a policy may ask for: a data key of more than ten years is a mistake.
@@ -115,6 +115,8 @@ impl Operations {
         let changed = async {
             let mut record = self.tenant(permit).await?;
             expect_version(change.version, record.version, "tenant")?;
+            self.may_enable(permit, change.status, &Target::Tenant).await?;
+            let ring_changes = change.ring.as_ref().is_some_and(|ring| *ring != record.ring);
             if let Some(ring) = change.ring {
                 self.check_ring(&ring).await?;
                 record.former_keks = former_keks(&record, &ring);
@@ -124,6 +126,9 @@ impl Operations {
             record.updated_at = self.clock.now();
             self.store.update_tenant(&record).await.map_err(|error| outrun(error, "tenant"))?;
             record.version += 1;
+            if ring_changes {
+                self.open_rewrap_job(permit).await?;
+            }
             Ok(record)
         };
         self.finish(attempt, changed.await).await
@@ -183,6 +188,7 @@ impl Operations {
         let changed = async {
             let mut record = self.key(permit, name).await?;
             expect_version(change.version, record.version, "key")?;
+            self.may_enable(permit, change.status, &Target::Key(name.clone())).await?;
             if let Some(policy) = change.policy {
                 check_policy(&policy)?;
                 record.policy = policy;
@@ -260,7 +266,7 @@ impl Operations {
     }
 
     /// Records the outcome of a change, and has this process see it at once.
-    async fn finish<T>(
+    pub(super) async fn finish<T>(
         &self,
         attempt: Attempt<'_>,
         outcome: Result<T, OperationError>,

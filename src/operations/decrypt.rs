@@ -1,11 +1,12 @@
 //! Open one envelope.
 
-use envelope::{DataKeyId, EncryptionContext, inspect, open_in_place};
+use envelope::{DataKeyId, EncryptionContext, Head, inspect, open_in_place};
 use zeroize::Zeroizing;
 
 use super::{OperationError, Operations, conclude, message_context};
 use crate::access::{Decrypt, Permit};
 use crate::audit::Attempt;
+use crate::pool::Opening;
 use crate::tenant::{KeyName, Verb};
 
 /// An envelope to be opened.
@@ -57,18 +58,30 @@ impl Operations {
         attempt.with_bytes(request.envelope.len(), 0);
         let head = inspect(&request.envelope)?;
         attempt.with_dek(head.dek_id());
-        let service = permit.service_context();
-        let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
-        let key = opening.scope.key.clone();
-        attempt.with_key(&key);
-        let context = message_context(request.context, service, permit.tenant(), &key)?;
-        let rewrap_advised = !opening.active || opening.section(None) != *head.wrapped();
-        let mut buffer = Zeroizing::new(request.envelope);
-        let opened = open_in_place(&opening.key, &context, &mut buffer).map(|plaintext| plaintext.len());
-        attempt.with_context(context);
-        let plaintext_bytes = opened?;
-        attempt.with_bytes(buffer.len(), plaintext_bytes);
-        let (body_offset, dek_id) = (head.body_offset(), head.dek_id());
-        Ok(Decrypted { buffer, plaintext_bytes, body_offset, key, dek_id, rewrap_advised })
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
+        open_with(&opening, &head, permit, request, Some(attempt))
     }
+}
+
+/// Opens an envelope whose data key is found. `attempt` is told what there is to record of it.
+pub(super) fn open_with(
+    opening: &Opening,
+    head: &Head,
+    permit: &Permit<Decrypt>,
+    request: Decryption,
+    attempt: Option<&mut Attempt<'_>>,
+) -> Result<Decrypted, OperationError> {
+    let key = opening.scope.key.clone();
+    let context = message_context(request.context, permit.service_context(), permit.tenant(), &key)?;
+    let rewrap_advised = opening.outdated(head);
+    let mut buffer = Zeroizing::new(request.envelope);
+    let opened = open_in_place(&opening.key, &context, &mut buffer).map(|plaintext| plaintext.len());
+    if let Some(attempt) = attempt {
+        attempt.with_key(&key);
+        attempt.with_context(context);
+        attempt.with_bytes(buffer.len(), *opened.as_ref().unwrap_or(&0));
+    }
+    let plaintext_bytes = opened?;
+    let (body_offset, dek_id) = (head.body_offset(), head.dek_id());
+    Ok(Decrypted { buffer, plaintext_bytes, body_offset, key, dek_id, rewrap_advised })
 }

@@ -1,10 +1,11 @@
 //! Seal one message.
 
-use envelope::{DataKeyId, EncryptionContext, head_bytes, seal_in_place, sealed_bytes};
+use envelope::{DataKeyId, EncryptionContext, Salt, head_bytes, seal_in_place, sealed_bytes};
 
 use super::{OperationError, Operations, conclude, message_context, new_salt, scope};
 use crate::access::{Encrypt, Permit};
 use crate::audit::Attempt;
+use crate::pool::Sealing;
 use crate::store::EnvelopeWeight;
 use crate::tenant::{KeyName, Verb};
 
@@ -57,42 +58,50 @@ impl Operations {
     async fn seal(
         &self,
         permit: &Permit<Encrypt>,
-        request: Encryption<'_>,
+        mut request: Encryption<'_>,
         attempt: &mut Attempt<'_>,
     ) -> Result<Encrypted, OperationError> {
         attempt.with_key(&request.key);
+        let context = std::mem::take(&mut request.context);
         let service = permit.service_context();
-        let context = message_context(request.context, service, permit.tenant(), &request.key)?;
-        let sealed = self.seal_with(permit, &request.key, &context, request.plaintext, request.weight).await;
+        let context = message_context(context, service, permit.tenant(), &request.key)?;
+        let bytes_max = request.plaintext.bytes_max();
+        let sealed = self.seal_now(permit, &context, request).await;
         attempt.with_context(context);
-        let (envelope, dek_id, bytes) = sealed?;
-        attempt.with_dek(dek_id);
-        attempt.with_bytes(bytes, envelope.len());
-        Ok(Encrypted { envelope, key: request.key, dek_id })
+        if let Ok(sealed) = &sealed {
+            attempt.with_dek(sealed.dek_id);
+            attempt.with_bytes(bytes_max, sealed.envelope.len());
+        }
+        sealed
     }
 
-    /// The envelope, its data key, and how many bytes of plaintext it holds.
-    async fn seal_with(
+    async fn seal_now(
         &self,
         permit: &Permit<Encrypt>,
-        key: &KeyName,
         context: &EncryptionContext,
-        plaintext: &(dyn Plaintext + Sync),
-        weight: Option<EnvelopeWeight>,
-    ) -> Result<(Vec<u8>, DataKeyId, usize), OperationError> {
-        plaintext.check()?;
-        let scope = scope(permit.tenant(), key, permit.service_context());
-        let bytes_max = plaintext.bytes_max();
-        let sealing = self.pool.to_encrypt(&scope, bytes_max as u64).await?;
-        let section = sealing.section(weight);
-        let mut buffer = Vec::with_capacity(sealed_bytes(&section, bytes_max));
-        buffer.resize(head_bytes(&section), 0);
-        if let Err(error) = plaintext.append_to(&mut buffer) {
-            zeroize::Zeroize::zeroize(&mut buffer);
-            return Err(error);
-        }
-        let plaintext_bytes = buffer.len() - head_bytes(&section);
-        seal_in_place(&sealing.key, new_salt()?, &section, context, &mut buffer)?;
-        Ok((buffer, sealing.key.id(), plaintext_bytes))
+        request: Encryption<'_>,
+    ) -> Result<Encrypted, OperationError> {
+        request.plaintext.check()?;
+        let scope = scope(permit.tenant(), &request.key, permit.service_context());
+        let sealing = self.pool.to_encrypt(&scope, request.plaintext.bytes_max() as u64).await?;
+        seal_with(&sealing, new_salt()?, context, request)
     }
+}
+
+/// Seals a message that was checked and admitted.
+pub(super) fn seal_with(
+    sealing: &Sealing,
+    salt: Salt,
+    context: &EncryptionContext,
+    request: Encryption<'_>,
+) -> Result<Encrypted, OperationError> {
+    let section = sealing.section(request.weight);
+    let mut buffer = Vec::with_capacity(sealed_bytes(&section, request.plaintext.bytes_max()));
+    buffer.resize(head_bytes(&section), 0);
+    if let Err(error) = request.plaintext.append_to(&mut buffer) {
+        zeroize::Zeroize::zeroize(&mut buffer);
+        return Err(error);
+    }
+    seal_in_place(&sealing.key, salt, &section, context, &mut buffer)?;
+    Ok(Encrypted { envelope: buffer, key: request.key, dek_id: sealing.key.id() })
 }

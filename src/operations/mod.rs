@@ -3,9 +3,14 @@
 //! Every operation takes a permit, and takes the tenant from it.
 
 mod administer;
+mod batch;
 mod decrypt;
 mod encrypt;
+mod jobs;
 mod rewrap;
+mod rotate;
+mod shred;
+mod stream;
 
 use std::sync::Arc;
 
@@ -17,23 +22,28 @@ use crate::clock::Clock;
 use crate::kms::KmsError;
 use crate::pool::{DekPool, PoolError};
 use crate::store::watch::ChangeWatch;
-use crate::store::{DekScope, Store, StoreError};
+use crate::store::{DekScope, Registry, StoreError};
 use crate::tenant::{Kek, KeyName, TenantId};
 
 pub use administer::{ApiKeyGrant, KeyChange, Page, TenantChange};
+pub use batch::{Decryptor, Encryptor, Rewrapper};
 pub use decrypt::{Decrypted, Decryption};
 pub use encrypt::{Encrypted, Encryption, Plaintext};
-pub use rewrap::{RewrapMode, Rewrapped, Rewrapping};
+pub use rewrap::{NewHead, RewrapMode, Rewrapped, Rewrapping};
+pub use rotate::Rotated;
+pub use shred::{BeyondReach, ShredOptions, Shredding};
+pub use stream::{Begun, Sink, Source, StreamDecryption, StreamEncryption, StreamRewrapping, TransferError};
 
 /// What the verbs need. Built once.
 pub struct Operations {
     pool: DekPool,
-    store: Arc<dyn Store>,
+    store: Arc<dyn Registry>,
     watch: Arc<ChangeWatch>,
     access: Arc<Access>,
     audit: Audit,
     clock: Clock,
     keks: Arc<dyn KekCheck>,
+    shredding: ShredOptions,
 }
 
 /// Whether this service can use a master key: asked before a tenant's ring takes it.
@@ -47,14 +57,20 @@ impl Operations {
     /// The verbs over these parts.
     pub fn new(
         pool: DekPool,
-        store: Arc<dyn Store>,
+        store: Arc<dyn Registry>,
         watch: Arc<ChangeWatch>,
         access: Arc<Access>,
         clock: Clock,
         keks: Arc<dyn KekCheck>,
         audit: Audit,
     ) -> Self {
-        Self { pool, store, watch, access, audit, clock, keks }
+        let shredding = ShredOptions::default();
+        Self { pool, store, watch, access, audit, clock, keks, shredding }
+    }
+
+    /// The same with other limits for the waiting period of shredding.
+    pub fn with_shredding(self, shredding: ShredOptions) -> Self {
+        Self { shredding, ..self }
     }
 
     /// The pool of data keys.
@@ -135,6 +151,9 @@ pub enum OperationError {
     /// What cannot be recorded is not done.
     #[error(transparent)]
     Unrecorded(#[from] Unrecorded),
+    /// A body that is streamed did not go through.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// A fault of keyfold's own.
     #[error("{0}")]
     Internal(&'static str),
@@ -157,6 +176,9 @@ impl OperationError {
             Self::Pool(error) => pool_code(error),
             Self::Store(error) => store_code(error),
             Self::Unrecorded(_) => "audit_unavailable",
+            Self::Transfer(TransferError::BrokenOff | TransferError::Gone) => "malformed_request",
+            Self::Transfer(TransferError::Idle(_)) => "deadline_exceeded",
+            Self::Transfer(TransferError::TooLarge(_)) => "too_large",
             Self::Internal(_) => "internal_error",
         }
     }
@@ -197,11 +219,18 @@ fn conclude<T>(attempt: Attempt<'_>, outcome: Result<T, OperationError>) -> Resu
         }
         Err(error) => {
             attempt.failed(error.code(), &error);
-            Err(match error {
-                // The audit has the difference: outside, a section that is not believed is one more wrong context.
-                OperationError::Pool(PoolError::Disbelieved(_)) => OperationError::ContextMismatch,
-                other => other,
-            })
+            Err(error.told())
+        }
+    }
+}
+
+impl OperationError {
+    /// What the caller is told. The audit has the difference: outside, a section that is not believed is one more
+    /// wrong context.
+    fn told(self) -> Self {
+        match self {
+            Self::Pool(PoolError::Disbelieved(_)) => Self::ContextMismatch,
+            other => other,
         }
     }
 }
@@ -250,4 +279,12 @@ fn new_salt() -> Result<Salt, OperationError> {
     getrandom::fill(&mut salt)
         .map_err(|_| OperationError::Internal("the operating system gives no randomness"))?;
     Ok(salt)
+}
+
+/// What makes an id unique among those of the same millisecond.
+fn random() -> Result<[u8; 10], OperationError> {
+    let mut random = [0; 10];
+    getrandom::fill(&mut random)
+        .map_err(|_| OperationError::Internal("the operating system gives no randomness"))?;
+    Ok(random)
 }

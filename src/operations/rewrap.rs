@@ -1,15 +1,15 @@
 //! Bring one envelope to what encryption would make today.
 
 use envelope::{
-    DataKeyId, EncryptionContext, Head, head_bytes, inspect, matches_commitment, open_in_place,
-    seal_in_place, sealed_bytes, with_wrapped_keys,
+    DataKeyId, EncryptionContext, Head, Salt, head_bytes, inspect, matches_commitment, open_in_place,
+    replace_head, seal_in_place, sealed_bytes, with_wrapped_keys,
 };
 use zeroize::Zeroizing;
 
 use super::{OperationError, Operations, conclude, message_context, new_salt};
 use crate::access::{Permit, Rewrap};
 use crate::audit::Attempt;
-use crate::pool::Opening;
+use crate::pool::{Opening, Sealing};
 use crate::store::EnvelopeWeight;
 use crate::tenant::Verb;
 
@@ -48,7 +48,57 @@ pub struct Rewrapped {
     pub to_dek_id: DataKeyId,
 }
 
+/// The head of an envelope, brought up to date without its body.
+#[derive(Debug)]
+pub struct NewHead {
+    /// The new head.
+    pub head: Vec<u8>,
+    /// How many bytes at the beginning of the old envelope it stands for.
+    pub replaces_bytes: usize,
+    /// Whether it is another one than was given.
+    pub changed: bool,
+    /// The envelope's data key.
+    pub dek_id: DataKeyId,
+    /// Whether rewrapping the whole envelope would do more: its data key is retired.
+    pub rewrap_advised: bool,
+}
+
 impl Operations {
+    /// Brings the head of an envelope up to date. `beginning` holds the whole head, and whatever of the body.
+    pub async fn rewrap_head(
+        &self,
+        permit: &Permit<Rewrap>,
+        beginning: &[u8],
+        weight: Option<EnvelopeWeight>,
+    ) -> Result<NewHead, OperationError> {
+        let mut attempt = self.audit.begin(Verb::Rewrap, permit.who()).await?;
+        let outcome = self.renew_head(permit, beginning, weight).await;
+        if let Ok(new) = &outcome {
+            attempt.with_dek(new.dek_id);
+            attempt.with_bytes(beginning.len(), new.head.len());
+        }
+        conclude(attempt, outcome)
+    }
+
+    async fn renew_head(
+        &self,
+        permit: &Permit<Rewrap>,
+        beginning: &[u8],
+        weight: Option<EnvelopeWeight>,
+    ) -> Result<NewHead, OperationError> {
+        let head = inspect(beginning)?;
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
+        let section = opening.section(weight);
+        let (new, replaces_bytes) = replace_head(beginning, &section)?;
+        Ok(NewHead {
+            head: new,
+            replaces_bytes,
+            changed: section != *head.wrapped(),
+            dek_id: head.dek_id(),
+            rewrap_advised: !opening.active,
+        })
+    }
+
     /// Brings an envelope of the permit's tenant up to date. Its plaintext never leaves this function.
     pub async fn rewrap(
         &self,
@@ -73,43 +123,81 @@ impl Operations {
     ) -> Result<Rewrapped, OperationError> {
         let head = inspect(&request.envelope)?;
         attempt.with_dek(head.dek_id());
-        let service = permit.service_context();
-        let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
-        attempt.with_key(&opening.scope.key);
-        if request.mode == RewrapMode::WrappedKey {
-            return replace_section(request.envelope, &head, &opening, request.weight);
+        let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
+        match renew_in_place(&opening, &head, permit, request, Some(attempt))? {
+            Renewed::Whole(rewrapped) => Ok(rewrapped),
+            Renewed::Opened(opened) => {
+                let bytes = opened.plaintext().len() as u64;
+                let sealing = self.pool.to_encrypt(&opening.scope, bytes).await?;
+                opened.seal(&sealing, new_salt()?)
+            }
         }
-        let context = message_context(request.context, service, permit.tenant(), &opening.scope.key)?;
-        let renewed = if !matches_commitment(&opening.key, &context, &head) {
-            Err(OperationError::ContextMismatch)
-        } else if opening.active {
-            replace_section(request.envelope, &head, &opening, request.weight)
-        } else {
-            self.seal_again(request.envelope, &head, &opening, &context, request.weight).await
-        };
-        attempt.with_context(context);
-        renewed
+    }
+}
+
+/// How far an envelope gets without the active data key.
+pub(super) enum Renewed {
+    /// All the way.
+    Whole(Rewrapped),
+    /// Its data key is retired: the message has to be sealed again.
+    Opened(Opened),
+}
+
+/// A message on its way from one data key to another.
+pub(super) struct Opened {
+    envelope: Zeroizing<Vec<u8>>,
+    plaintext: std::ops::Range<usize>,
+    context: EncryptionContext,
+    weight: Option<EnvelopeWeight>,
+    from_dek_id: DataKeyId,
+}
+
+impl Opened {
+    pub(super) fn plaintext(&self) -> &[u8] {
+        &self.envelope[self.plaintext.clone()]
     }
 
-    async fn seal_again(
-        &self,
-        envelope: Vec<u8>,
-        head: &Head,
-        opening: &Opening,
-        context: &EncryptionContext,
-        weight: Option<EnvelopeWeight>,
-    ) -> Result<Rewrapped, OperationError> {
-        let mut envelope = Zeroizing::new(envelope);
-        let plaintext = open_in_place(&opening.key, context, &mut envelope)?;
-        let sealing = self.pool.to_encrypt(&opening.scope, plaintext.len() as u64).await?;
-        let section = sealing.section(weight);
-        let mut buffer = Vec::with_capacity(sealed_bytes(&section, plaintext.len()));
+    pub(super) fn seal(self, sealing: &Sealing, salt: Salt) -> Result<Rewrapped, OperationError> {
+        let section = sealing.section(self.weight);
+        let mut buffer = Vec::with_capacity(sealed_bytes(&section, self.plaintext.len()));
         buffer.resize(head_bytes(&section), 0);
-        buffer.extend_from_slice(plaintext);
-        seal_in_place(&sealing.key, new_salt()?, &section, context, &mut buffer)?;
-        let (from_dek_id, to_dek_id) = (head.dek_id(), sealing.key.id());
+        buffer.extend_from_slice(self.plaintext());
+        seal_in_place(&sealing.key, salt, &section, &self.context, &mut buffer)?;
+        let (from_dek_id, to_dek_id) = (self.from_dek_id, sealing.key.id());
         Ok(Rewrapped { envelope: buffer, changed: true, from_dek_id, to_dek_id })
     }
+}
+
+/// Renews an envelope whose data key is found, as far as that data key reaches.
+pub(super) fn renew_in_place(
+    opening: &Opening,
+    head: &Head,
+    permit: &Permit<Rewrap>,
+    request: Rewrapping,
+    attempt: Option<&mut Attempt<'_>>,
+) -> Result<Renewed, OperationError> {
+    let Rewrapping { envelope, context, mode, weight } = request;
+    let mut attempt = attempt.filter(|attempt| attempt.is_recorded());
+    if let Some(attempt) = &mut attempt {
+        attempt.with_key(&opening.scope.key);
+    }
+    if mode == RewrapMode::WrappedKey {
+        return replace_section(envelope, head, opening, weight).map(Renewed::Whole);
+    }
+    let context = message_context(context, permit.service_context(), permit.tenant(), &opening.scope.key)?;
+    if let Some(attempt) = attempt {
+        attempt.with_context(context.clone());
+    }
+    if !matches_commitment(&opening.key, &context, head) {
+        return Err(OperationError::ContextMismatch);
+    }
+    if opening.active {
+        return replace_section(envelope, head, opening, weight).map(Renewed::Whole);
+    }
+    let mut envelope = Zeroizing::new(envelope);
+    let bytes = open_in_place(&opening.key, &context, &mut envelope)?.len();
+    let plaintext = head.body_offset()..head.body_offset() + bytes;
+    Ok(Renewed::Opened(Opened { envelope, plaintext, context, weight, from_dek_id: head.dek_id() }))
 }
 
 fn replace_section(

@@ -4,31 +4,34 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envelope::{DataKey, DataKeyId, EncryptionContext, WrappedDataKey, WrappedKeys};
+use envelope::{DataKey, DataKeyId, EncryptionContext, WRAPPED_KEYS_MAX, WrappedDataKey, WrappedKeys};
 
 use super::PoolError;
 use super::cache::Cache;
 use super::directory::Directory;
 use super::flights::Destination;
 use super::live::{Facts, Lifetimes, LiveDek};
+use super::turns::Turns;
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
-use crate::kms::{self, Kms, KmsError, Urgency, ring};
+use crate::kms::ring::{KekRings, RingFailure};
+use crate::kms::{self, KmsError, Urgency};
 use crate::quota::Buckets;
 use crate::store::watch::ChangeWatch;
 use crate::store::{
-    Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoredDek, TenantRecord,
-    WrappedRecord,
+    Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoreError, StoredDek,
+    TenantRecord, WrappedRecord,
 };
 use crate::tenant::{Kek, KekId, KeyName, TenantId};
 
 /// Everything that a miss needs.
 pub(super) struct Fetch {
-    pub(super) kms: Arc<dyn Kms>,
+    pub(super) rings: KekRings,
     pub(super) store: Arc<dyn Store>,
     pub(super) watch: Arc<ChangeWatch>,
     pub(super) directory: Directory,
     pub(super) clock: Clock,
+    pub(super) turns: Turns,
     pub(super) cache: Cache,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
     pub(super) kms_calls: Option<Buckets<TenantId>>,
@@ -91,21 +94,23 @@ impl Fetch {
     pub(super) async fn open(&self, wanted: &Wanted) -> Result<Arc<LiveDek>, PoolError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.directory.mark(&wanted.tenant).now();
-        let tenant = self.directory.tenant(&wanted.tenant).await?;
         match &wanted.brought {
             None => {
                 let stored = self.store.dek(wanted.id).await?;
                 // Another tenant's data key is as unknown as one that does not exist.
                 let stored = stored.filter(|stored| stored.dek.scope.tenant == wanted.tenant);
-                self.open_stored(
-                    &tenant,
-                    stored.ok_or(PoolError::UnknownDek)?,
-                    seen_mark,
-                    Urgency::Foreground,
-                )
-                .await
+                // That it is gone for good says more than that its tenant or key is switched off.
+                if stored.as_ref().is_some_and(|stored| stored.dek.state == DekState::Destroyed) {
+                    return Err(PoolError::Destroyed);
+                }
+                let tenant = self.directory.tenant(&wanted.tenant).await?;
+                let stored = stored.ok_or(PoolError::UnknownDek)?;
+                self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await
             }
-            Some((section, bound)) => self.open_brought(&tenant, wanted.id, section, bound, seen_mark).await,
+            Some((section, bound)) => {
+                let tenant = self.directory.tenant(&wanted.tenant).await?;
+                self.open_brought(&tenant, wanted.id, section, bound, seen_mark).await
+            }
         }
     }
 
@@ -126,7 +131,9 @@ impl Fetch {
         }
         let live = match self.store.active_dek(scope).await? {
             Some(stored) if self.has_room(&stored, &tenant, &key, bytes) => {
-                self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await?
+                let id = stored.dek.id;
+                let opened = self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await;
+                opened.map_err(|refused| unfit_to_encrypt(id, refused))?
             }
             Some(stored) => self.succeed(&tenant, &key, scope, stored.dek.id, seen_mark).await?,
             None => {
@@ -181,6 +188,7 @@ impl Fetch {
         seen_mark: u64,
     ) -> Result<Arc<LiveDek>, PoolError> {
         let now = self.clock.now();
+        self.pass_over_stranded(tenant, scope).await?;
         let live = match self.store.promote_next_dek(scope, predecessor, now).await? {
             Some(active) if active.dek.id != predecessor => {
                 self.open_stored(tenant, active, seen_mark, Urgency::Foreground).await?
@@ -192,6 +200,45 @@ impl Fetch {
             former.learn(facts);
         }
         Ok(live)
+    }
+
+    /// A data key that waits under a KEK that has left the ring is not to be used any more.
+    async fn pass_over_stranded(&self, tenant: &TenantRecord, scope: &DekScope) -> Result<(), PoolError> {
+        let waiting = self.store.next_dek(scope).await?;
+        let Some(waiting) = waiting.filter(|waiting| is_stranded(tenant, waiting)) else { return Ok(()) };
+        let retired =
+            self.store.set_dek_state(waiting.dek.id, DekState::Next, DekState::Retired, self.clock.now());
+        match retired.await {
+            // Somebody else was faster.
+            Ok(()) | Err(StoreError::Conflict(_)) => Ok(()),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Has a data key waiting for this scope, for whoever promotes it. Where the scope is in use here, its plaintext
+    /// is kept for that moment; otherwise it is forgotten at once, and no other data key has to make room.
+    pub(super) async fn prepare(&self, scope: &DekScope) -> Result<(), PoolError> {
+        if self.active.pin().contains_key(scope) {
+            return self.next(scope).await.map(drop);
+        }
+        let tenant = self.directory.tenant(&scope.tenant).await?;
+        self.directory.key(&scope.tenant, &scope.key).await?;
+        self.pass_over_stranded(&tenant, scope).await?;
+        if self.store.next_dek(scope).await?.is_none() {
+            let new = self.generate(&tenant, scope, DekState::Next, Urgency::Background).await?;
+            self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await?;
+        }
+        Ok(())
+    }
+
+    /// What the registry says now of a data key in memory.
+    pub(super) async fn refresh(&self, live: &LiveDek, tenant: &TenantRecord) -> Result<(), PoolError> {
+        let seen_mark = self.directory.mark(&tenant.id).now();
+        let key = self.directory.key(&tenant.id, &live.scope.key).await?;
+        if let Some(stored) = self.store.dek(live.id).await? {
+            live.learn(self.facts(tenant, &stored, &key.policy, seen_mark)?);
+        }
+        Ok(())
     }
 
     async fn make(
@@ -207,7 +254,7 @@ impl Fetch {
         match self.store.activate_dek(predecessor, &new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
                 let live = self.live(tenant, &new.stored, &key.policy, seen_mark)?;
-                self.received(&live, new.key, new.by);
+                self.received(&live, new.key, new.by, new.asked_at);
                 Ok(live)
             }
             Activation::Taken(theirs) => {
@@ -221,6 +268,7 @@ impl Fetch {
         let seen_mark = self.directory.mark(&scope.tenant).now();
         let tenant = self.directory.tenant(&scope.tenant).await?;
         let key = self.directory.key(&scope.tenant, &scope.key).await?;
+        self.pass_over_stranded(&tenant, scope).await?;
         if let Some(waiting) = self.store.next_dek(scope).await? {
             return self.open_stored(&tenant, waiting, seen_mark, Urgency::Background).await;
         }
@@ -228,7 +276,7 @@ impl Fetch {
         match self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
                 let live = self.live(&tenant, &new.stored, &key.policy, seen_mark)?;
-                self.received(&live, new.key, new.by);
+                self.received(&live, new.key, new.by, new.asked_at);
                 Ok(live)
             }
             Activation::Taken(theirs) => {
@@ -248,10 +296,12 @@ impl Fetch {
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
         self.may_call(&scope.tenant, urgency)?;
-        let generated =
-            ring::generate(&*self.kms, &tenant.ring, &context, urgency).await.inspect_err(|failure| {
-                self.heed(std::slice::from_ref(failure));
-            })?;
+        let _turn = self.turns.wait(&tenant.id, &self.clock).await?;
+        let asked_at = self.clock.monotonic();
+        let generated = match self.rings.generate(&tenant.ring, &context, urgency).await {
+            Ok(generated) => generated,
+            Err(failure) => return Err(self.refused(failure)),
+        };
         self.heed(&generated.missing);
         for missing in &generated.missing {
             tracing::warn!(tenant = %tenant.id, dek = %id, error = %missing, "a new data key lacks a wrapped form");
@@ -264,7 +314,7 @@ impl Fetch {
         });
         let stored =
             StoredDek { dek: DekRecord::new(id, scope.clone(), state, now), wrapped: wrapped.collect() };
-        Ok(Made { stored, key: DataKey::new(id, generated.plaintext), by: generated.by })
+        Ok(Made { stored, key: DataKey::new(id, generated.plaintext), by: generated.by, asked_at })
     }
 
     /// Brings a data key of the registry into memory, or what is in memory up to date.
@@ -360,26 +410,29 @@ impl Fetch {
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
         self.may_call(&live.scope.tenant, urgency)?;
-        match ring::unwrap(&*self.kms, keks, &forms, &context, urgency).await {
+        let _turn = self.turns.wait(&live.scope.tenant, &self.clock).await?;
+        // The KMS vouches for the moment at which it decided, which is not before it was asked.
+        let asked_at = self.clock.monotonic();
+        let failure = match self.rings.unwrap(keks, &forms, &context, urgency).await {
             Ok(unwrapped) => {
                 self.heed(&unwrapped.denials);
                 let key = DataKey::new(live.id, unwrapped.plaintext);
-                live.vouch(key, unwrapped.by, self.clock.monotonic(), self.lifetimes);
+                live.vouch(key, unwrapped.by, asked_at, self.lifetimes);
+                return Ok(());
+            }
+            Err(failure) => failure,
+        };
+        match self.refused(failure) {
+            PoolError::Kms(KmsError::Outage { .. })
+                if live.outlast(self.clock.monotonic(), self.lifetimes) =>
+            {
                 Ok(())
             }
-            Err(failure) => {
-                self.heed(&failure.failures);
-                match failure.deciding() {
-                    Some(KmsError::Outage { .. }) if live.outlast(self.clock.monotonic(), self.lifetimes) => {
-                        Ok(())
-                    }
-                    Some(outage @ KmsError::Outage { .. }) => Err(outage.into()),
-                    Some(refused) => {
-                        live.wipe();
-                        Err(refused.into())
-                    }
-                    None => Err(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring")),
-                }
+            // The KMS has not said anything against what is in memory.
+            silent @ (PoolError::Kms(KmsError::Outage { .. }) | PoolError::Internal(_)) => Err(silent),
+            refused => {
+                live.wipe();
+                Err(refused)
             }
         }
     }
@@ -394,6 +447,18 @@ impl Fetch {
         }
     }
 
+    /// Heeds what every member of a ring has said, and gives the answer that decides.
+    fn refused(&self, failure: RingFailure) -> PoolError {
+        self.heed(&failure.failures);
+        if failure.broken && !failure.failures.iter().any(|answer| matches!(answer, KmsError::Denied { .. }))
+        {
+            return PoolError::Internal("a call to the KMS did not end well");
+        }
+        failure
+            .deciding()
+            .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)
+    }
+
     /// A KEK's owner has said no: everything that this KEK has vouched for goes, whoever uses it.
     fn heed(&self, answers: &[KmsError]) {
         for answer in answers {
@@ -403,8 +468,8 @@ impl Fetch {
         }
     }
 
-    fn received(&self, live: &Arc<LiveDek>, key: DataKey, by: KekId) {
-        live.vouch(key, by, self.clock.monotonic(), self.lifetimes);
+    fn received(&self, live: &Arc<LiveDek>, key: DataKey, by: KekId, asked_at: Duration) {
+        live.vouch(key, by, asked_at, self.lifetimes);
         self.cache.keep(Arc::clone(live));
     }
 
@@ -431,9 +496,13 @@ impl Fetch {
         seen_mark: u64,
     ) -> Result<Facts, PoolError> {
         let context = kms_context(&stored.dek.scope, stored.dek.id)?;
-        let forms: Vec<_> = stored
-            .wrapped
-            .iter()
+        // In one order, so that the same forms make the same section. While a ring changes there can be more forms
+        // than an envelope has room for: the ring's own come first.
+        let mut forms: Vec<&WrappedRecord> = stored.wrapped.iter().collect();
+        forms.sort_by_key(|form| (tenant.ring.member(&form.kek).is_none(), &form.kek));
+        let forms: Vec<_> = forms
+            .into_iter()
+            .take(WRAPPED_KEYS_MAX)
             .map(|form| WrappedDataKey { kek: form.kek.to_string(), blob: form.blob.clone() })
             .collect();
         let section = WrappedKeys::new(&context, &forms)
@@ -452,7 +521,7 @@ impl Fetch {
     /// When a data key stops encrypting: at its age, or at once where the tenant's ring no longer has a KEK that
     /// wraps it.
     fn retires_at(&self, tenant: &TenantRecord, stored: &StoredDek, policy: &KeyPolicy) -> Duration {
-        if stored.wrapped.iter().any(|form| tenant.ring.member(&form.kek).is_none()) {
+        if is_stranded(tenant, stored) {
             return Duration::ZERO;
         }
         let dek = &stored.dek;
@@ -466,6 +535,24 @@ struct Made {
     stored: StoredDek,
     key: DataKey,
     by: KekId,
+    /// When the KMS was asked; monotonic.
+    asked_at: Duration,
+}
+
+/// To who encrypts it is no fault of his that the registry's wrapped form is not what the KMS once made.
+fn unfit_to_encrypt(id: DataKeyId, refused: PoolError) -> PoolError {
+    match refused {
+        PoolError::Kms(damaged @ KmsError::Damaged { .. }) => {
+            tracing::error!(dek = %id, error = %damaged, "the registry holds a damaged or foreign wrapped form: rotate the key, and find out who wrote it");
+            PoolError::Internal("the registry's wrapped form of the active data key does not open")
+        }
+        other => other,
+    }
+}
+
+/// Whether a data key is wrapped under a KEK that has left the ring.
+fn is_stranded(tenant: &TenantRecord, stored: &StoredDek) -> bool {
+    stored.wrapped.iter().any(|form| !tenant.ring.serves(&form.kek))
 }
 
 /// The KEKs whose wrapped forms are believed: the tenant's ring, then what was in it before.

@@ -16,6 +16,9 @@ use crate::store::{DekState, Usage};
 
 /// At this share of any limit the background acts, in percent.
 const AHEAD_PERCENT: u32 = 80;
+/// Renewals begin up to this much earlier, each data key at a moment of its own: data keys that came into memory
+/// together must not all ask the KMS together.
+const SPREAD_PERCENT: u32 = 20;
 /// How long after a failed renewal or preparation the next try waits.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(1);
@@ -88,7 +91,9 @@ impl DekPool {
 
     /// In use since the KMS last vouched for it, and close to its end or past it.
     fn needs_renewal(&self, live: &LiveDek, now: Duration) -> bool {
-        let due = live.vouched_at() + self.fetch.lifetimes.plaintext_max * AHEAD_PERCENT / 100;
+        // The end of a UUIDv7 is random.
+        let spread = u32::from(live.id.as_bytes()[15]) * SPREAD_PERCENT / 255;
+        let due = live.vouched_at() + self.fetch.lifetimes.plaintext_max * (AHEAD_PERCENT - spread) / 100;
         live.holds_plaintext()
             && (live.used_at() >= live.vouched_at() || live.is_stale())
             && now >= due
@@ -123,9 +128,13 @@ impl DekPool {
 
     async fn renew(&self, live: &Arc<LiveDek>) {
         let _again = Again { from: &live.tried_ms, clock: &self.fetch.clock, delay: Duration::ZERO };
-        let section = live.facts().section.clone();
         let renewed: Result<(), PoolError> = async {
             let tenant = self.fetch.directory.tenant(&live.scope.tenant).await?;
+            // It may have been rewrapped since it was read, and the KEK that it came by be gone.
+            if live.facts().registered && !live.is_current() {
+                self.fetch.refresh(live, &tenant).await?;
+            }
+            let section = live.facts().section.clone();
             self.fetch.vouch(live, &section, &super::fetch::believed(&tenant), Urgency::Background).await
         }
         .await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use envelope::{DataKey, DataKeyId, WrappedKeys};
 
+use super::pages;
 use super::usage::Counts;
 use crate::store::watch::Mark;
 use crate::store::{DekScope, DekState, KeyPolicy};
@@ -101,6 +102,11 @@ impl LiveDek {
         Some((key, facts))
     }
 
+    /// Whether what is known of it is up to date.
+    pub(super) fn is_current(&self) -> bool {
+        self.facts.load().seen_mark == self.mark.now()
+    }
+
     /// The key, if the KMS's word for it still counts.
     pub(super) fn plaintext(&self, now: Duration) -> Option<Arc<DataKey>> {
         let now_ms = as_ms(now);
@@ -114,6 +120,7 @@ impl LiveDek {
 
     /// The KMS has just given this key.
     pub(super) fn vouch(&self, key: DataKey, by: KekId, now: Duration, lifetimes: Lifetimes) {
+        pages::keep(&key);
         self.key.store(Some(Arc::new(key)));
         self.vouched_by.store(Arc::new(by));
         self.vouched_ms.store(as_ms(now), Ordering::Release);

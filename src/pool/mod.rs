@@ -11,6 +11,8 @@ mod fetch;
 mod flights;
 mod keeper;
 mod live;
+mod pages;
+mod turns;
 mod usage;
 
 use std::sync::Arc;
@@ -21,7 +23,8 @@ use envelope::{DataKey, DataKeyId, EncryptionContext, Head, WrappedKeys};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::kms::{Kms, KmsError};
+use crate::kms::KmsError;
+use crate::kms::ring::KekRings;
 use crate::quota::{Buckets, Exceeded, Rate};
 use crate::store::watch::ChangeWatch;
 use crate::store::{DekScope, DekState, EnvelopeWeight, Store, StoreError};
@@ -32,6 +35,7 @@ use directory::Directory;
 use fetch::{Fetch, Wanted};
 use flights::Flights;
 use live::{Facts, Lifetimes, LiveDek, as_ms};
+use turns::Turns;
 
 /// The pool's limits.
 #[derive(Clone, Debug)]
@@ -56,6 +60,11 @@ pub struct Options {
     pub dek_idle_secs_max: u64,
     /// How long an error is remembered for those who ask for the same data key, in milliseconds. Default 1,000.
     pub error_memory_ms: u64,
+    /// How many data keys of one tenant are fetched from the KMS at the same time, so that a tenant whose KMS hangs, or
+    /// who opens thousands of old envelopes, leaves room for the others. Default 16.
+    pub tenant_kms_calls_max: usize,
+    /// How long a request waits for its turn among its tenant's calls, in milliseconds. Default 5,000.
+    pub tenant_kms_wait_ms_max: u64,
     /// How often usage counts are flushed to the registry, in seconds. Default 5.
     pub usage_flush_secs: u64,
 }
@@ -71,6 +80,8 @@ impl Default for Options {
             dek_stale_secs_max: 3_600,
             dek_idle_secs_max: 900,
             error_memory_ms: 1_000,
+            tenant_kms_calls_max: 16,
+            tenant_kms_wait_ms_max: 5_000,
             usage_flush_secs: 5,
         }
     }
@@ -149,6 +160,13 @@ impl Sealing {
     pub fn count_bytes(&self, bytes: u64) {
         self.live.counts.add_bytes(bytes);
     }
+
+    /// Counts one more message of this size under the same data key. `false` where its limits or its state do not
+    /// allow that: the pool is then asked again. For batches, which hold this for moments.
+    pub fn admit(&self, bytes: u64) -> bool {
+        let facts = self.live.facts();
+        facts.state == DekState::Active && self.live.counts.admit(bytes, &facts.policy)
+    }
 }
 
 /// What opening needs, and what is known of the envelope's data key.
@@ -163,9 +181,20 @@ pub struct Opening {
     pub embedded: WrappedKeys,
     /// What the key's policy says an envelope carries.
     pub weight: EnvelopeWeight,
+    live: Arc<LiveDek>,
 }
 
 impl Opening {
+    /// Whether rewrapping would change the envelope with this head.
+    pub fn outdated(&self, head: &Head) -> bool {
+        !self.active || self.section(None) != *head.wrapped()
+    }
+
+    /// Whether another envelope of the same data key may be opened with this: its section is a claim of its own.
+    pub fn agrees(&self, head: &Head) -> Result<(), PoolError> {
+        agrees(&self.live, self, head)
+    }
+
     /// The wrapped-key section that an envelope of this data key has today; `weight` overrides the key's policy.
     pub fn section(&self, weight: Option<EnvelopeWeight>) -> WrappedKeys {
         section(&self.embedded, weight.unwrap_or(self.weight))
@@ -199,9 +228,9 @@ pub struct DekPool {
 const TOUCH_MS: u64 = 1_000;
 
 impl DekPool {
-    /// A pool over this KMS and registry. Its background work runs on `tracker`.
+    /// A pool over these KEK rings and this registry. Its background work runs on `tracker`.
     pub fn new(
-        kms: Arc<dyn Kms>,
+        rings: KekRings,
         store: Arc<dyn Store>,
         watch: Arc<ChangeWatch>,
         clock: Clock,
@@ -213,11 +242,12 @@ impl DekPool {
         let open_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
         let kms_clock = clock.clone();
         let fetch = Arc::new(Fetch {
-            kms,
+            rings,
             directory: Directory::new(Arc::clone(&store), Arc::clone(&watch), clock.clone()),
             store,
             watch,
             clock,
+            turns: Turns::new(options),
             cache: Cache::new(options.deks_max, options.tenant_deks_max),
             active: papaya::HashMap::new(),
             kms_calls: Rate::new(options.tenant_kms_calls_per_min, Duration::from_secs(60), 0)
@@ -317,8 +347,9 @@ impl DekPool {
         // More than once: a change of the registry, or a crowded cache, can take back what was just fetched.
         for _ in 0..3 {
             let live = self.fetch_for(tenant, head, bound).await?;
-            if let Some((key, facts)) = live.usable(self.fetch.clock.monotonic()) {
-                let opening = opening(&live, key, &facts, self.fetch.clock.monotonic())?;
+            let now = self.fetch.clock.monotonic();
+            if let Some((key, facts)) = live.usable(now) {
+                let opening = opening(&live, key, &facts, now)?;
                 return Ok((live, opening));
             }
         }
@@ -377,6 +408,25 @@ impl DekPool {
         }
     }
 
+    /// Has a data key waiting to follow the scope's active one. Nothing happens where one waits already.
+    pub async fn prepare_next(&self, scope: &DekScope) -> Result<(), PoolError> {
+        self.fetch.prepare(scope).await
+    }
+
+    /// Ends the scope's active data key now, where it is `predecessor`, and puts the next one in its place. The next
+    /// one is made first, so nobody waits for it. Returns the data key that is active afterwards.
+    pub async fn rotate(&self, scope: &DekScope, predecessor: DataKeyId) -> Result<DataKeyId, PoolError> {
+        self.prepare_next(scope).await?;
+        let now = self.fetch.clock.now();
+        let active = self.fetch.store.promote_next_dek(scope, predecessor, now).await?;
+        active.map(|active| active.dek.id).ok_or(PoolError::Busy)
+    }
+
+    /// Keeps the pages of data keys that come into memory from now on out of the swap, in the whole process.
+    pub fn lock_pages(&self) {
+        pages::start();
+    }
+
     /// How many plaintext data keys are in memory.
     pub fn plaintext_deks(&self) -> usize {
         self.fetch.cache.plaintext_count()
@@ -403,16 +453,25 @@ fn agrees(live: &LiveDek, opening: &Opening, head: &Head) -> Result<(), PoolErro
     }
 }
 
-fn opening(live: &LiveDek, key: Arc<DataKey>, facts: &Facts, now: Duration) -> Result<Opening, PoolError> {
+fn opening(
+    live: &Arc<LiveDek>,
+    key: Arc<DataKey>,
+    facts: &Facts,
+    now: Duration,
+) -> Result<Opening, PoolError> {
     match facts.state {
         DekState::Revoked => Err(PoolError::Revoked),
         DekState::Destroyed => Err(PoolError::Destroyed),
         DekState::Next | DekState::Active | DekState::Retired => Ok(Opening {
             key,
             scope: live.scope.clone(),
-            active: facts.state == DekState::Active && now < facts.retires_at,
+            // One that is past a limit, or stranded, is active until somebody seals: then another one is.
+            active: facts.state == DekState::Active
+                && now < facts.retires_at
+                && live.counts.has_room(0, &facts.policy),
             embedded: facts.section.clone(),
             weight: facts.policy.envelope,
+            live: Arc::clone(live),
         }),
     }
 }

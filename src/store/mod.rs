@@ -3,6 +3,7 @@
 //! [`Store`] is the contract; [`sqlite`] is the embedded default. The store never sees a plaintext data key, nor an
 //! API key's secret.
 
+mod rotation;
 mod rows;
 mod sql;
 pub mod sqlite;
@@ -15,6 +16,11 @@ use envelope::{DataKeyId, EncryptionContext};
 
 use crate::clock::Timestamp;
 use crate::tenant::{Kek, KekId, KekRing, KeyName, TenantId, Verb};
+
+pub use rotation::{
+    Fence, FencedChange, JobKind, JobRecord, JobState, KekMaterial, KekUse, RotationStore, ShredRecord,
+    SweepRecord, Swept, Target,
+};
 
 /// Where records live. Every method that returns `Ok` for a change has made it durable: it is there after a power
 /// cut. A change is whole or not at all. Several processes may use one store at once.
@@ -189,6 +195,11 @@ pub trait Store: Send + Sync {
     async fn close(&self);
 }
 
+/// A whole registry: records, and what rotation keeps.
+pub trait Registry: Store + RotationStore {}
+
+impl<S: Store + RotationStore> Registry for S {}
+
 /// Why the store did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -201,6 +212,9 @@ pub enum StoreError {
     /// What the change is about is not there.
     #[error("the registry holds no {0}")]
     Missing(Arc<str>),
+    /// Somebody else has taken the lease that the change relied on. Nothing was changed.
+    #[error("the lease {0} has passed to somebody else")]
+    LostLease(Arc<str>),
     /// A newer keyfold has written this registry; this one would misread it.
     #[error(
         "the registry's schema is version {found}, and this keyfold knows versions up to {known}: run the newer \

@@ -10,11 +10,12 @@ use sqlx::{ColumnIndex, Database, Decode, Row, Type};
 use uuid::Uuid;
 
 use super::{
-    ApiKeyRecord, Change, DekRecord, DekScope, DekState, EnvelopeWeight, KeyPolicy, KeyRecord, Status,
-    StoreError, StoredDek, TenantRecord, WrappedRecord,
+    ApiKeyRecord, Change, DekRecord, DekScope, DekState, EnvelopeWeight, JobKind, JobRecord, JobState,
+    KekMaterial, KeyPolicy, KeyRecord, ShredRecord, Status, StoreError, StoredDek, SweepRecord, Target,
+    TenantRecord, WrappedRecord,
 };
 use crate::clock::Timestamp;
-use crate::tenant::{AssumedRole, Kek, KekRing, Verb};
+use crate::tenant::{AssumedRole, Kek, KekRing, KeyName, TenantId, Verb};
 
 /// Why a row is not a record.
 type Doubt = Box<dyn std::error::Error + Send + Sync>;
@@ -226,6 +227,108 @@ fn verbs(text: &str) -> Result<Vec<Verb>, Doubt> {
     }
     let verbs = text.split(',').map(str::parse).collect::<Result<Vec<Verb>, _>>()?;
     if verbs.is_sorted_by(|a, b| a < b) { Ok(verbs) } else { Err("its verbs are not in order".into()) }
+}
+
+/// A row of `sql::SWEEP`.
+pub(super) fn sweep<R: Cells>(row: &R) -> Result<SweepRecord, StoreError> {
+    let read = || -> Result<SweepRecord, Doubt> {
+        Ok(SweepRecord {
+            tenant: row.text("tenant")?.parse()?,
+            due_at: time(row, "due_at")?,
+            nudges: count(row, "nudges")?,
+            failures: count(row, "failures")?,
+            last_error: row.text_or_null("last_error")?,
+            swept_at: time_or_null(row, "swept_at")?,
+            full_at: time_or_null(row, "full_at")?,
+            basis: row.text_or_null("basis")?,
+            checked_through: row.text_or_null("checked_through")?.map(|id| id.parse()).transpose()?,
+        })
+    };
+    read().map_err(|doubt| StoreError::Unreadable(format!("sweeps: {doubt}").into()))
+}
+
+/// A row of `sql::SHRED`.
+pub(super) fn shred<R: Cells>(row: &R) -> Result<ShredRecord, StoreError> {
+    let read = || -> Result<ShredRecord, Doubt> {
+        Ok(ShredRecord {
+            tenant: row.text("tenant")?.parse()?,
+            target: target(row)?,
+            requested_at: time(row, "requested_at")?,
+            requested_by: row.text("requested_by")?,
+            due_at: time(row, "due_at")?,
+            done_at: time_or_null(row, "done_at")?,
+        })
+    };
+    read().map_err(|doubt| StoreError::Unreadable(format!("shreds: {doubt}").into()))
+}
+
+/// A row of `sql::JOB`.
+pub(super) fn job<R: Cells>(row: &R) -> Result<JobRecord, StoreError> {
+    let read = || -> Result<JobRecord, Doubt> {
+        let (kind, state) = (row.text("kind")?, row.text("state")?);
+        Ok(JobRecord {
+            id: row.text("id")?,
+            kind: JobKind::ALL.into_iter().find(|known| known.name() == kind).ok_or("its kind is unknown")?,
+            tenant: row.text("tenant")?.parse()?,
+            target: target(row)?,
+            state: JobState::ALL
+                .into_iter()
+                .find(|known| known.name() == state)
+                .ok_or("its state is unknown")?,
+            total: count(row, "total")?,
+            done: count(row, "done")?,
+            errors: count(row, "errors")?,
+            last_error: row.text_or_null("last_error")?,
+            created_at: time(row, "created_at")?,
+            started_at: time_or_null(row, "started_at")?,
+            updated_at: time(row, "updated_at")?,
+            finished_at: time_or_null(row, "finished_at")?,
+        })
+    };
+    read().map_err(|doubt| StoreError::Unreadable(format!("jobs: {doubt}").into()))
+}
+
+/// A row of `sql::KEK_MATERIAL`.
+pub(super) fn kek_material<R: Cells>(row: &R) -> Result<KekMaterial, StoreError> {
+    let read = || -> Result<KekMaterial, Doubt> {
+        Ok(KekMaterial {
+            kek: row.text("kek")?.parse()?,
+            material: row.text("material")?,
+            since: time(row, "since")?,
+        })
+    };
+    read().map_err(|doubt| StoreError::Unreadable(format!("kek_materials: {doubt}").into()))
+}
+
+/// The row of `sql::LEASE`: holder, token, end.
+pub(super) fn lease<R: Cells>(row: &R) -> Result<(String, u64, Timestamp), StoreError> {
+    let read =
+        || -> Result<_, Doubt> { Ok((row.text("holder")?, count(row, "token")?, time(row, "expires_at")?)) };
+    read().map_err(|doubt| StoreError::Unreadable(format!("leases: {doubt}").into()))
+}
+
+/// The row of `sql::DEK_PLACE`: whose a data key is, and its state.
+pub(super) fn dek_place<R: Cells>(row: &R) -> Result<(TenantId, KeyName, DekState), StoreError> {
+    let read = || -> Result<_, Doubt> {
+        Ok((row.text("tenant")?.parse()?, row.text("key_name")?.parse()?, dek_state(row)?))
+    };
+    read().map_err(|doubt| StoreError::Unreadable(format!("deks: {doubt}").into()))
+}
+
+/// The row of `sql::KEK_FORMS`: how many, the oldest.
+pub(super) fn kek_forms<R: Cells>(row: &R) -> Result<(u64, Option<Timestamp>), StoreError> {
+    let read = || -> Result<_, Doubt> { Ok((count(row, "deks")?, time_or_null(row, "oldest")?)) };
+    read().map_err(|doubt| StoreError::Unreadable(format!("wrapped_forms: {doubt}").into()))
+}
+
+/// The row of `sql::KEK_RINGS`.
+pub(super) fn kek_rings<R: Cells>(row: &R) -> Result<u64, StoreError> {
+    count(row, "rings").map_err(|doubt| StoreError::Unreadable(format!("tenant_keks: {doubt}").into()))
+}
+
+fn target<R: Cells>(row: &R) -> Result<Target, Doubt> {
+    let name = row.text("target")?;
+    Target::parse(&name).ok_or_else(|| format!("its target is {name:?}").into())
 }
 
 /// A count as the database holds it.

@@ -125,4 +125,60 @@ statements! {
     API_KEYS_OF_TENANT = select_api_keys!("(SELECT held.* FROM api_key_tenants h \
         JOIN api_keys held ON held.id = h.api_key \
         WHERE h.tenant = $1 AND h.api_key > $2 ORDER BY h.api_key LIMIT $3)");
+
+    // A tenant that is new or has changed is due at once.
+    NUDGE_SWEEP = "INSERT INTO sweeps (tenant, due_at) VALUES ($1, $2) ON CONFLICT (tenant) DO UPDATE SET \
+        due_at = CASE WHEN sweeps.due_at < excluded.due_at THEN sweeps.due_at ELSE excluded.due_at END, \
+        nudges = sweeps.nudges + 1";
+    NUDGE_SWEEPS_OF_KEK = "UPDATE sweeps SET due_at = CASE WHEN due_at < $2 THEN due_at ELSE $2 END, \
+        nudges = nudges + 1 \
+        WHERE tenant IN (SELECT tenant FROM tenant_keks WHERE kek = $1 AND membership = 'ring')";
+    DUE_SWEEPS = "SELECT tenant, due_at, nudges, failures, last_error, swept_at, full_at, basis, checked_through \
+        FROM sweeps WHERE due_at <= $1 ORDER BY due_at, tenant LIMIT $2";
+    SWEEP = "SELECT tenant, due_at, nudges, failures, last_error, swept_at, full_at, basis, checked_through \
+        FROM sweeps WHERE tenant = $1";
+    SWEPT = "UPDATE sweeps SET due_at = CASE WHEN nudges = $2 THEN $3 ELSE due_at END, failures = $4, \
+        last_error = $5, swept_at = $6, full_at = $7, basis = $8, checked_through = $9 WHERE tenant = $1";
+
+    LEASE = "SELECT holder, token, expires_at FROM leases WHERE name = $1";
+    INSERT_LEASE = "INSERT INTO leases (name, holder, token, expires_at) VALUES ($1, $2, 1, $3)";
+    UPDATE_LEASE = "UPDATE leases SET holder = $2, token = $3, expires_at = $4 WHERE name = $1";
+    RELEASE_LEASE = "UPDATE leases SET expires_at = $3 WHERE name = $1 AND token = $2 AND expires_at > $3";
+
+    ACTIVE_DEKS = select_deks!("(SELECT * FROM deks WHERE tenant = $1 AND key_name = $2 AND bound_context > $3 \
+        AND state = 'active' ORDER BY bound_context LIMIT $4)");
+    DEKS_UNDER_KEK = select_deks!("(SELECT held.* FROM wrapped_forms f JOIN deks held ON held.id = f.dek \
+        WHERE f.kek = $1 AND f.dek > $2 ORDER BY f.dek LIMIT $3)");
+    KEK_FORMS = "SELECT COUNT(*) AS deks, MIN(wrapped_at) AS oldest FROM wrapped_forms WHERE kek = $1";
+    KEK_RINGS = "SELECT COUNT(*) AS rings FROM tenant_keks WHERE kek = $1 AND membership = $2";
+    KEK_MATERIAL = "SELECT kek, material, since FROM kek_materials WHERE kek = $1";
+    PUT_KEK_MATERIAL = "INSERT INTO kek_materials (kek, material, since) VALUES ($1, $2, $3) \
+        ON CONFLICT (kek) DO UPDATE SET material = excluded.material, since = excluded.since";
+
+    INSERT_SHRED = "INSERT INTO shreds (tenant, target, requested_at, requested_by, due_at, done_at) \
+        VALUES ($1, $2, $3, $4, $5, $6)";
+    SHRED = "SELECT tenant, target, requested_at, requested_by, due_at, done_at FROM shreds \
+        WHERE tenant = $1 AND target = $2";
+    SHREDS = "SELECT tenant, target, requested_at, requested_by, due_at, done_at FROM shreds \
+        WHERE tenant = $1 AND target > $2 ORDER BY target LIMIT $3";
+    // '' is the first of all targets, so the first page begins below it.
+    SHREDS_FIRST = "SELECT tenant, target, requested_at, requested_by, due_at, done_at FROM shreds \
+        WHERE tenant = $1 ORDER BY target LIMIT $2";
+    DUE_SHREDS = "SELECT tenant, target, requested_at, requested_by, due_at, done_at FROM shreds \
+        WHERE done_at IS NULL AND due_at <= $1 ORDER BY due_at, tenant, target LIMIT $2";
+    DELETE_SHRED = "DELETE FROM shreds WHERE tenant = $1 AND target = $2";
+    SHRED_DONE = "UPDATE shreds SET done_at = $3 WHERE tenant = $1 AND target = $2 AND done_at IS NULL";
+    DISABLE_TENANT = "UPDATE tenants SET status = 'disabled', updated_at = $2, version = version + 1 WHERE id = $1";
+    DISABLE_KEY = "UPDATE keys SET status = 'disabled', updated_at = $3, version = version + 1 \
+        WHERE tenant = $1 AND name = $2";
+    DEK_PLACE = "SELECT tenant, key_name, state FROM deks WHERE id = $1";
+
+    INSERT_JOB = "INSERT INTO jobs (id, kind, tenant, target, state, total, done, errors, last_error, created_at, \
+        started_at, updated_at, finished_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+    UPDATE_JOB = "UPDATE jobs SET state = $2, total = $3, done = $4, errors = $5, last_error = $6, \
+        started_at = $7, updated_at = $8, finished_at = $9 WHERE id = $1 AND finished_at IS NULL";
+    OPEN_JOB = "SELECT * FROM jobs WHERE tenant = $1 AND kind = $2 AND target = $3 AND finished_at IS NULL";
+    JOB = "SELECT * FROM jobs WHERE id = $1";
+    JOBS = "SELECT * FROM jobs WHERE id < $1 ORDER BY id DESC LIMIT $2";
+    JOBS_OF_TENANT = "SELECT * FROM jobs WHERE tenant = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
 }

@@ -21,6 +21,7 @@ pub struct ChangeWatch {
     marks: papaya::HashMap<Option<TenantId>, Arc<Mark>>,
     seen: tokio::sync::Mutex<u64>,
     good_until_ms: AtomicU64,
+    moved: tokio::sync::Notify,
 }
 
 /// Counts the changes of one tenant, or of what belongs to none.
@@ -44,6 +45,7 @@ impl ChangeWatch {
             marks: papaya::HashMap::new(),
             seen: tokio::sync::Mutex::new(0),
             good_until_ms: AtomicU64::new(0),
+            moved: tokio::sync::Notify::new(),
         };
         watch.extend();
         watch
@@ -63,6 +65,9 @@ impl ChangeWatch {
     pub async fn poll(&self) -> Result<(), StoreError> {
         let mut seen = self.seen.lock().await;
         let changes = self.store.changes(*seen).await?;
+        if !changes.is_empty() {
+            self.moved.notify_one();
+        }
         for change in changes {
             // A tenant without a mark has nothing in memory that could be out of date.
             if let Some(mark) = self.marks.pin().get(&change.tenant) {
@@ -77,6 +82,16 @@ impl ChangeWatch {
     /// Polls, if the last answer of the registry is too old for what is in memory to be used.
     pub async fn ensure_current(&self) -> Result<(), StoreError> {
         if self.is_current(self.clock.monotonic()) { Ok(()) } else { self.poll().await }
+    }
+
+    /// Wakes whoever waits for [`ChangeWatch::moved`].
+    pub fn wake(&self) {
+        self.moved.notify_one();
+    }
+
+    /// Waits until a poll finds that something has changed. For one who waits.
+    pub async fn moved(&self) {
+        self.moved.notified().await;
     }
 
     fn extend(&self) {

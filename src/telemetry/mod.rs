@@ -7,11 +7,16 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+/// Reads which lines are wanted. Fails where `filter` cannot be read.
+pub fn log_filter(filter: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::try_new(filter).map_err(|error| {
+        anyhow::anyhow!("log.filter is not valid ({error}): use for example info,keyfold=debug")
+    })
+}
+
 /// Starts the log. `json` is one object a line. Fails where `filter` cannot be read.
 pub fn start_log(json: bool, filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
-        anyhow::anyhow!("log.filter is not valid ({error}): use for example info,keyfold=debug")
-    })?;
+    let filter = log_filter(filter)?;
     let registry = tracing_subscriber::registry().with(filter);
     let writer = std::io::stderr;
     if json {

@@ -231,6 +231,15 @@ async fn each_wrong_way_to_open_a_key_ring_says_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_key_ring_without_encryption_can_be_told_without_opening_it() {
+    let (clear, sealed) = (Place::with(Protection::Dev).await, Place::with(encrypted()).await);
+    assert!(LocalKeyRing::is_unencrypted(&clear.path()));
+    assert!(!LocalKeyRing::is_unencrypted(&sealed.path()));
+    assert!(!LocalKeyRing::is_unencrypted(&clear.folder.path().join("missing")));
+    assert!(!LocalKeyRing::is_unencrypted(clear.folder.path()));
+}
+
+#[tokio::test]
 async fn what_is_not_a_key_ring_is_not_taken_for_one() {
     let place = Place::with(Protection::Dev).await;
     place.put(b"-----BEGIN PRIVATE KEY-----\n");

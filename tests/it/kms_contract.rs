@@ -13,7 +13,7 @@ use keyfold::tenant::{Kek, KekHome};
 
 /// A KMS under test, and the rights of the owner of its KEKs.
 #[async_trait]
-trait KmsFixture: Sync {
+pub(crate) trait KmsFixture: Sync {
     fn kms(&self) -> &dyn Kms;
     /// A new, enabled KEK.
     async fn create_kek(&self) -> Kek;
@@ -286,11 +286,11 @@ async fn a_repeated_call_changes_nothing_that_an_earlier_one_gave(fixture: &dyn 
     }
 }
 
-/// One test for each line of the contract, in a module named after the implementation.
-macro_rules! every_line_of_the_contract {
-    ($($implementation:ident: $fixture:expr,)+) => {
-        $(every_line_of_the_contract! {
-            @lines $implementation, $fixture;
+/// Hands the lines of the contract to another macro, after what that one is given.
+macro_rules! with_every_line {
+    ($then:ident! $($given:tt)*) => {
+        $then! {
+            $($given)*;
             what_generate_made_unwrap_opens,
             what_wrap_made_unwrap_opens,
             no_two_data_keys_are_the_same,
@@ -308,11 +308,15 @@ macro_rules! every_line_of_the_contract {
             a_missing_kek_is_denied_for_everything,
             describe_tells_the_kek_and_its_state,
             a_repeated_call_changes_nothing_that_an_earlier_one_gave,
-        })+
+        }
     };
-    (@lines $implementation:ident, $fixture:expr; $($line:ident,)+) => {
+}
+
+/// One test for each line of the contract, in a module named after the implementation.
+macro_rules! tests_of {
+    ($implementation:ident, $fixture:expr; $($line:ident,)+) => {
         mod $implementation {
-            #[allow(clippy::wildcard_imports)]
+            #[allow(unused_imports, clippy::wildcard_imports)]
             use super::*;
 
             $(#[tokio::test]
@@ -323,11 +327,29 @@ macro_rules! every_line_of_the_contract {
     };
 }
 
-// The implementations.
-every_line_of_the_contract! {
-    local_encrypted: LocalFixture::new(Protection::Passphrase("correct horse battery".into())),
-    local_dev: LocalFixture::new(Protection::Dev),
+/// All lines in one go, for an implementation that takes long to start. It names the lines that it does not keep:
+/// they are left out, and a name that is no line is an error.
+macro_rules! lines_but {
+    ($fixture:expr, $not_kept:expr; $($line:ident,)+) => {{
+        let (fixture, not_kept): (&dyn KmsFixture, &[&str]) = ($fixture, $not_kept);
+        let lines = [$(stringify!($line)),+];
+        assert!(not_kept.iter().all(|name| lines.contains(name)), "{not_kept:?}");
+        $(if !not_kept.contains(&stringify!($line)) {
+            $line(fixture).await;
+        })+
+    }};
 }
+
+/// Holds an implementation to the lines of the contract, all but those that are known not to be kept.
+pub(crate) async fn hold_to_all_but(fixture: &dyn KmsFixture, not_kept: &[&str]) {
+    with_every_line!(lines_but! fixture, not_kept);
+}
+
+// The implementations. moto is held to it in kms_moto.rs.
+with_every_line!(tests_of! local_encrypted, LocalFixture::new(Protection::Passphrase("correct horse battery".into())));
+with_every_line!(tests_of! local_dev, LocalFixture::new(Protection::Dev));
+with_every_line!(tests_of! aws, crate::kms_aws::EmulatorFixture::new());
+with_every_line!(tests_of! aws_guarded, crate::kms_aws::EmulatorFixture::guarded());
 
 struct LocalFixture {
     ring: LocalKeyRing,

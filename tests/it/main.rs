@@ -1,19 +1,37 @@
 //! The tests of the whole: what a user of the service, its command line or its rooms could notice.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends with a panic")]
 
+mod airports;
 mod api;
 mod audit;
+mod aws_program;
+mod aws_world;
+mod bad_input;
+mod bulk;
 mod caller;
+mod cli;
 mod context;
 mod contract;
+mod forgeries;
 mod keyring_file;
+mod kill;
+mod killed;
+mod kms_aws;
 mod kms_contract;
+mod kms_moto;
+mod lanes;
 mod layering;
-mod readme;
+mod openapi;
+mod outage;
 mod pool;
 mod probes;
 mod quota;
+mod program;
+mod readme;
+mod rotation;
+mod secrets_stay_secret;
 mod service;
+mod shutdown;
 mod store_contract;
 mod store_model;
 mod store_sqlite;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use envelope::{DataKeyId, EncryptionContext, KeyMaterial};
@@ -11,8 +12,9 @@ use keyfold::kms::local::LocalKeyRing;
 use keyfold::kms::{Generated, KekDescription, Kms, KmsError, Urgency, Wrapped};
 use keyfold::store::sqlite::SqliteStore;
 use keyfold::store::{
-    Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, KeyRecord, Store, StoreError, StoredDek,
-    TenantRecord, Usage, WrappedRecord,
+    Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, Fence, FencedChange, JobKind, JobRecord,
+    KekMaterial, KekUse, KeyRecord, RotationStore, ShredRecord, Store, StoreError, StoredDek, SweepRecord,
+    Target, TenantRecord, Usage, WrappedRecord,
 };
 use keyfold::tenant::{Kek, KekId, KeyName, TenantId};
 use tokio::sync::watch;
@@ -153,7 +155,10 @@ impl Kms for ProbedKms {
     }
 
     async fn describe(&self, kek: &Kek, urgency: Urgency) -> Result<KekDescription, KmsError> {
-        self.enter(kek).await?;
+        // What the background asks about a KEK is no call that a request makes.
+        if urgency == Urgency::Foreground {
+            self.enter(kek).await?;
+        }
         self.inner.describe(kek, urgency).await
     }
 }
@@ -338,4 +343,42 @@ impl Store for FaultyStore {
     async fn close(&self) {
         self.inner.close().await;
     }
+}
+
+/// Passes each call on to the registry, if it answers.
+macro_rules! passed_on {
+    ($(fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+        #[async_trait]
+        impl RotationStore for FaultyStore {
+            $(async fn $name(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
+                self.answers()?.$name($($argument),*).await
+            })*
+        }
+    };
+}
+
+passed_on! {
+    fn acquire_lease(name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Option<u64>;
+    fn release_lease(fence: &Fence, now: Timestamp) -> ();
+    fn apply_fenced(fence: &Fence, changes: &[FencedChange], now: Timestamp) -> ();
+    fn due_sweeps(now: Timestamp, limit: u32) -> Vec<SweepRecord>;
+    fn sweep(tenant: &TenantId) -> Option<SweepRecord>;
+    fn nudge_sweep(tenant: &TenantId, now: Timestamp) -> ();
+    fn nudge_sweeps_of_kek(kek: &KekId, now: Timestamp) -> ();
+    fn active_deks(
+        tenant: &TenantId, key: &KeyName, after: Option<&EncryptionContext>, limit: u32
+    ) -> Vec<StoredDek>;
+    fn deks_under_kek(kek: &KekId, after: Option<DataKeyId>, limit: u32) -> Vec<StoredDek>;
+    fn kek_use(kek: &KekId) -> KekUse;
+    fn kek_material(kek: &KekId) -> Option<KekMaterial>;
+    fn insert_shred(shred: &ShredRecord) -> ();
+    fn cancel_shred(tenant: &TenantId, target: &Target, now: Timestamp) -> ();
+    fn shreds(tenant: &TenantId, after: Option<&Target>, limit: u32) -> Vec<ShredRecord>;
+    fn shred(tenant: &TenantId, target: &Target) -> Option<ShredRecord>;
+    fn due_shreds(now: Timestamp, limit: u32) -> Vec<ShredRecord>;
+    fn open_job(job: &JobRecord) -> JobRecord;
+    fn close_job(job: &JobRecord) -> ();
+    fn job(id: &str) -> Option<JobRecord>;
+    fn open_job_for(tenant: &TenantId, kind: JobKind, target: &Target) -> Option<JobRecord>;
+    fn jobs(tenant: Option<&TenantId>, before: Option<&str>, limit: u32) -> Vec<JobRecord>;
 }

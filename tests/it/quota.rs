@@ -127,12 +127,6 @@ async fn cold_keys_cost_a_tenant_no_more_kms_calls_than_he_may_cause() {
     caller.post("/v1/encrypt", &of("three")).await.problem("rate_limited");
     assert_eq!(world.kms.generates_of("acme"), calls);
     world.pass(1);
-    assert_eq!(
-        caller.post("/v1/encrypt", &of("three")).await.status,
-        429,
-        "the refusal is remembered for a second"
-    );
-    world.pass(1);
     assert_eq!(caller.post("/v1/encrypt", &of("three")).await.status, 200);
     service.stop().await;
 }

@@ -13,6 +13,7 @@ use keyfold::clock::{Clock, Timestamp};
 use keyfold::config::Settings;
 use keyfold::http::server::{self, ServerHandle};
 use keyfold::kms::Kms;
+use keyfold::kms::guarded::GuardedKms;
 use keyfold::kms::local::{LocalKeyRing, Protection};
 use keyfold::operations::ApiKeyGrant;
 use keyfold::store::sqlite::{SqliteOptions, SqliteStore};
@@ -66,37 +67,37 @@ impl World {
 
     /// The same without the background tasks: nothing happens but what is asked.
     pub(crate) async fn start_without_keeper(&self) -> Service {
-        let store = open_registry(&self.path("registry.sqlite")).await;
-        let store = Arc::new(FaultyStore::new(store));
         let kms: Arc<dyn Kms> = self.kms.clone();
-        let parts = Parts {
-            clock: self.clock.clone(),
-            store: store.clone(),
-            kms,
-            keyring: Some(self.keyring.clone()),
-            pepper: Pepper::new(&[7; 32]).unwrap(),
-            audit: self.audit(),
-        };
-        let app = App::assemble(&self.settings, parts);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
-        let (handle, tasks) = (ServerHandle::default(), TaskTracker::new());
-        let (router, options, stop) = (app.router.clone(), self.settings.http.server(), handle.clone());
-        tasks.spawn(async move { server::serve(listener, router, &options, stop).await.unwrap() });
-        Service { app, store, address, handle, tasks }
-    }
-
-    fn audit(&self) -> Audit {
-        let options = self.settings.audit_options();
-        let keys = Keys::new(AUDIT_KEY, self.settings.audit.public_context.clone()).unwrap();
-        Audit::open(self.clock.clone(), &options, &keys).unwrap()
+        serve(&self.settings, &self.clock, kms, None, Some(self.keyring.clone())).await
     }
 
     /// Moves the time.
     pub(crate) fn pass(&self, secs: u64) {
         self.clock.advance(Duration::from_secs(secs));
     }
+}
+
+/// A service on the registry in the settings' data folder, over this KMS, without its background tasks.
+pub(crate) async fn serve(
+    settings: &Settings,
+    clock: &Clock,
+    kms: Arc<dyn Kms>,
+    guard: Option<GuardedKms>,
+    keyring: Option<LocalKeyRing>,
+) -> Service {
+    let store = Arc::new(FaultyStore::new(open_registry(&settings.registry_file()).await));
+    let pepper = Pepper::new(&[7; 32]).unwrap();
+    let keys = Keys::new(AUDIT_KEY, settings.audit.public_context.clone()).unwrap();
+    let audit = Audit::open(clock.clone(), &settings.audit_options(), &keys).unwrap();
+    let parts = Parts { clock: clock.clone(), store: store.clone(), kms, guard, keyring, pepper, audit };
+    let app = App::assemble(settings, parts);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (handle, tasks) = (ServerHandle::default(), TaskTracker::new());
+    let (router, options, stop) = (app.router.clone(), settings.http.server(), handle.clone());
+    tasks.spawn(async move { server::serve(listener, router, &options, stop).await.unwrap() });
+    Service { app, store, address, handle, tasks }
 }
 
 /// The registry in this file.

@@ -93,6 +93,11 @@ impl KeyMaterial {
         key
     }
 
+    /// A second copy, for whoever wraps the key while the first is in use. It is wiped for itself.
+    pub fn duplicate(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// The raw key, for whoever wraps it. Copy it nowhere.
     pub fn expose(&self) -> &[u8; KEY_BYTES] {
         &self.0
@@ -125,6 +130,12 @@ impl DataKey {
     /// The id that this key's envelopes carry.
     pub fn id(&self) -> DataKeyId {
         self.id
+    }
+
+    /// Where the secret lies, and how many bytes it has: for whoever keeps those pages out of the swap. It stays
+    /// there for as long as this value lives.
+    pub fn place(&self) -> (*const u8, usize) {
+        (std::ptr::from_ref(&*self.hmac).cast(), size_of::<PreparedHmac>())
     }
 
     pub(crate) fn hmac(&self) -> &PreparedHmac {

@@ -61,6 +61,11 @@ impl Head {
         head_bytes(&self.wrapped)
     }
 
+    /// The head as it stands in the envelope.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [self.fixed.as_slice(), &self.commitment, self.wrapped.as_bytes()].concat()
+    }
+
     pub(crate) fn fixed(&self) -> &[u8; FIXED_HEADER_BYTES] {
         &self.fixed
     }

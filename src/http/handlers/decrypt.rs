@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{FromRequest as _, Request, State};
 use axum::response::Response;
 use base64::Engine as _;
 use envelope::text;
@@ -13,9 +13,10 @@ use utoipa::ToSchema;
 use super::{JsonBody, Permitted, json};
 use crate::access::Decrypt;
 use crate::http::HttpState;
+use crate::http::bulk::{self, raw};
 use crate::http::json::{BASE64, Context, Text, parse};
 use crate::http::problem::{Code, Problem};
-use crate::operations::{Decryption, OperationError};
+use crate::operations::{Decrypted, Decryption, OperationError};
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,7 +31,7 @@ pub(in crate::http) struct DecryptRequest<'a> {
     context: Context,
 }
 
-/// The shape of what is written by hand below.
+/// An opened message.
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct DecryptResponse {
     /// The bytes that were encrypted, in standard base64 with padding.
@@ -49,25 +50,46 @@ pub(in crate::http) struct DecryptResponse {
 /// Decrypt
 ///
 /// Opens an envelope of the tenant. Nothing is given out unless everything verified.
+///
+/// With `application/octet-stream` the body is the binary envelope itself, of any length, and the answer is the plaintext:
+/// both are streamed in constant memory, and only verified segments are given out. A failure after the first byte of the
+/// answer breaks the transfer off: what was received until then is not the whole message.
 #[utoipa::path(post, path = "/v1/decrypt", operation_id = "decrypt", tag = "data",
-    params(("Keyfold-Tenant" = Option<String>, Header, description = "Which tenant, where the credential holds several")),
-    request_body(content = DecryptRequest<'_>, content_type = "application/json"),
-    responses((status = 200, description = "Opened", body = DecryptResponse)))]
+    params(("Keyfold-Tenant" = Option<String>, Header, description = "Which tenant, where the credential holds several"),
+        ("Keyfold-Context" = Option<String>, Header, description = "With application/octet-stream: the encryption context as a dictionary of strings (RFC 9651), such as record=\"42\"; or one byte sequence that holds the JSON object, for names that a dictionary cannot hold")),
+    request_body(content((DecryptRequest<'static> = "application/json"), (Vec<u8> = "application/octet-stream"))),
+    responses((status = 200, description = "Opened",
+        content((DecryptResponse = "application/json"), (Vec<u8> = "application/octet-stream")),
+        headers(("Keyfold-Key" = Option<String>, description = "With application/octet-stream: the key under which it was encrypted"),
+            ("Keyfold-Dek-Id" = Option<String>, description = "With application/octet-stream: the data key that opened it"),
+            ("Keyfold-Rewrap-Advised" = Option<bool>, description = "With application/octet-stream: whether rewrap would change the envelope")))))]
 pub(in crate::http) async fn decrypt(
     State(state): State<Arc<HttpState>>,
     Permitted(permit): Permitted<Decrypt>,
-    JsonBody(body): JsonBody,
+    request: Request,
 ) -> Result<Response, Problem> {
+    if bulk::is(request.headers(), bulk::OCTETS) {
+        // Boxed: the state of a stream must not make every small call's larger.
+        return Box::pin(raw::decrypt(state, permit, request)).await;
+    }
+    let JsonBody(body) = JsonBody::from_request(request, &()).await?;
     let request: DecryptRequest<'_> = parse(&body)?;
     let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
     let decryption = Decryption { envelope, context: request.context.0 };
     let decrypted = state.operations.decrypt(&permit, decryption).await?;
+    let mut out = Vec::with_capacity(decrypted.plaintext().len().div_ceil(3) * 4 + 192);
+    out.push(b'{');
+    write(&decrypted, &mut out)?;
+    out.push(b'}');
+    Ok(json(StatusCode::OK, out))
+}
+
+/// The fields of an answer.
+pub(in crate::http) fn write(decrypted: &Decrypted, out: &mut Vec<u8>) -> Result<(), Problem> {
     let plaintext = decrypted.plaintext();
-    let encoded = plaintext.len().div_ceil(3) * 4;
-    let mut out = Vec::with_capacity(encoded + 192);
-    out.extend_from_slice(br#"{"plaintext":""#);
+    out.extend_from_slice(br#""plaintext":""#);
     let at = out.len();
-    out.resize(at + encoded, 0);
+    out.resize(at + plaintext.len().div_ceil(3) * 4, 0);
     let written = BASE64.encode_slice(plaintext, &mut out[at..]);
     written
         .map_err(|_| Problem::internal(Code::InternalError, "base64 needs more room than RFC 4648 says"))?;
@@ -76,6 +98,6 @@ pub(in crate::http) async fn decrypt(
     out.extend_from_slice(br#"","dek_id":""#);
     out.extend_from_slice(decrypted.dek_id.to_string().as_bytes());
     out.extend_from_slice(br#"","rewrap_advised":"#);
-    out.extend_from_slice(if decrypted.rewrap_advised { b"true}" } else { b"false}" });
-    Ok(json(StatusCode::OK, out))
+    out.extend_from_slice(if decrypted.rewrap_advised { b"true" } else { b"false" });
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{FromRequest as _, Request, State};
 use axum::response::Response;
 use envelope::text;
 use http::StatusCode;
@@ -12,9 +12,10 @@ use utoipa::ToSchema;
 use super::{JsonBody, Permitted, Weight, json, name};
 use crate::access::Encrypt;
 use crate::http::HttpState;
+use crate::http::bulk::{self, raw};
 use crate::http::json::{Base64Plaintext, Context, Text, parse};
 use crate::http::problem::Problem;
-use crate::operations::Encryption;
+use crate::operations::{Encrypted, Encryption};
 use crate::tenant::KeyName;
 
 #[derive(Deserialize, ToSchema)]
@@ -38,7 +39,7 @@ pub(in crate::http) struct EncryptRequest<'a> {
     envelope: Option<Weight>,
 }
 
-/// The shape of what is written by hand below.
+/// A sealed message.
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct EncryptResponse {
     /// The envelope in text form.
@@ -55,21 +56,32 @@ pub(in crate::http) struct EncryptResponse {
 /// Encrypt
 ///
 /// Seals a plaintext under the tenant's active data key, with AES-256-GCM and a key of its own for each message.
+///
+/// With `application/octet-stream` the body is the plaintext itself, of any length, and so is the answer: both are streamed
+/// in constant memory. A failure after the first byte of the answer breaks the transfer off: only an answer that comes to
+/// its clean end is a whole envelope.
 #[utoipa::path(post, path = "/v1/encrypt", operation_id = "encrypt", tag = "data",
-    params(("Keyfold-Tenant" = Option<String>, Header, description = "Which tenant, where the credential holds several")),
-    request_body(content = EncryptRequest<'_>, content_type = "application/json"),
-    responses((status = 200, description = "Sealed", body = EncryptResponse)))]
+    params(("Keyfold-Tenant" = Option<String>, Header, description = "Which tenant, where the credential holds several"),
+        ("Keyfold-Context" = Option<String>, Header, description = "With application/octet-stream: the encryption context as a dictionary of strings (RFC 9651), such as record=\"42\"; or one byte sequence that holds the JSON object, for names that a dictionary cannot hold"),
+        ("Keyfold-Key" = Option<String>, Header, description = "With application/octet-stream: under which of the tenant's keys"),
+        ("Keyfold-Envelope" = Option<Weight>, Header, description = "With application/octet-stream: what the envelope carries")),
+    request_body(content((EncryptRequest<'static> = "application/json"), (Vec<u8> = "application/octet-stream"))),
+    responses((status = 200, description = "Sealed",
+        content((EncryptResponse = "application/json"), (Vec<u8> = "application/octet-stream")),
+        headers(("Keyfold-Key" = Option<String>, description = "With application/octet-stream: the key that was used"),
+            ("Keyfold-Dek-Id" = Option<String>, description = "With application/octet-stream: the data key that was used")))))]
 pub(in crate::http) async fn encrypt(
     State(state): State<Arc<HttpState>>,
     Permitted(permit): Permitted<Encrypt>,
-    JsonBody(body): JsonBody,
+    request: Request,
 ) -> Result<Response, Problem> {
+    if bulk::is(request.headers(), bulk::OCTETS) {
+        // Boxed: the state of a stream must not make every small call's larger.
+        return Box::pin(raw::encrypt(state, permit, request)).await;
+    }
+    let JsonBody(body) = JsonBody::from_request(request, &()).await?;
     let request: EncryptRequest<'_> = parse(&body)?;
-    let key = match request.key {
-        None => state.default_key.clone(),
-        Some(key) if key.0 == KeyName::DEFAULT => state.default_key.clone(),
-        Some(key) => name(&key.0)?,
-    };
+    let key = key_name(&state, request.key.as_ref())?;
     let plaintext =
         Base64Plaintext { text: &request.plaintext.0, bytes_max: state.options.plaintext_bytes_max };
     let encrypted = state
@@ -85,13 +97,29 @@ pub(in crate::http) async fn encrypt(
         )
         .await?;
     let mut out = Vec::with_capacity(text::encoded_bytes(encrypted.envelope.len()) + 192);
-    out.extend_from_slice(br#"{"ciphertext":""#);
-    text::encode_to(&encrypted.envelope, &mut out);
+    out.push(b'{');
+    write(&encrypted, &mut out);
+    out.push(b'}');
+    Ok(json(StatusCode::OK, out))
+}
+
+/// The key that is named, or the one that is used where none is.
+pub(in crate::http) fn key_name(state: &HttpState, named: Option<&Text<'_>>) -> Result<KeyName, Problem> {
+    match named {
+        None => Ok(state.default_key.clone()),
+        Some(key) if key.0 == KeyName::DEFAULT => Ok(state.default_key.clone()),
+        Some(key) => name(&key.0),
+    }
+}
+
+/// The fields of an answer.
+pub(in crate::http) fn write(encrypted: &Encrypted, out: &mut Vec<u8>) {
+    out.extend_from_slice(br#""ciphertext":""#);
+    text::encode_to(&encrypted.envelope, out);
     // Neither a key's name (a slug) nor an id can hold what JSON escapes.
     out.extend_from_slice(br#"","key":""#);
     out.extend_from_slice(encrypted.key.as_str().as_bytes());
     out.extend_from_slice(br#"","dek_id":""#);
     out.extend_from_slice(encrypted.dek_id.to_string().as_bytes());
-    out.extend_from_slice(br#""}"#);
-    Ok(json(StatusCode::OK, out))
+    out.push(b'"');
 }

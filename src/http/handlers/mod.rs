@@ -2,10 +2,13 @@
 
 pub(super) mod api_keys;
 pub(super) mod decrypt;
+pub(super) mod deks;
 pub(super) mod encrypt;
 pub(super) mod health;
+pub(super) mod jobs;
 pub(super) mod keys;
 pub(super) mod rewrap;
+pub(super) mod shreds;
 pub(super) mod tenants;
 
 use std::sync::Arc;
@@ -59,7 +62,7 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
         match Limited::new(request.into_body(), limit).collect().await {
             Ok(body) => {
                 let body = body.to_bytes();
-                if let Some(tab) = tab.filter(|_| announced.is_none()) {
+                if let Some(tab) = tab {
                     tab.more_bytes(body.len() as u64)?;
                 }
                 Ok(Self(body))
@@ -95,7 +98,7 @@ impl<V: PermitVerb, S: Send + Sync> FromRequestParts<S> for Permitted<V> {
         let caller = caller(parts)?;
         let permit: Permit<V> = caller.0.permit(tenant)?;
         if let Some(tab) = parts.extensions.get::<Tab>() {
-            tab.open(permit.tenant(), permit.principal(), announced(&parts.headers).unwrap_or(0))?;
+            tab.open(permit.tenant(), permit.principal(), announced(&parts.headers))?;
         }
         let Some(circumstances) = &caller.1 else { return Ok(Self(permit)) };
         let circumstances = match parts.extensions.get::<ContextRules>() {
@@ -134,13 +137,19 @@ impl Caller {
 }
 
 /// Parses a name that came in a path or a body.
-fn name<T: std::str::FromStr<Err = crate::tenant::InvalidName>>(text: &str) -> Result<T, Problem> {
+pub(super) fn name<T: std::str::FromStr<Err = crate::tenant::InvalidName>>(text: &str) -> Result<T, Problem> {
     text.parse()
         .map_err(|error: crate::tenant::InvalidName| Problem::new(Code::MalformedRequest, error.to_string()))
 }
 
+/// Parses the id of a data key.
+fn dek_id(text: &str) -> Result<envelope::DataKeyId, Problem> {
+    text.parse()
+        .map_err(|error: envelope::InvalidDataKeyId| Problem::new(Code::MalformedRequest, error.to_string()))
+}
+
 /// A JSON answer that was written by hand.
-fn json(status: StatusCode, body: Vec<u8>) -> Response {
+pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -292,8 +301,8 @@ impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Que
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
         match axum::extract::Query::try_from_uri(&parts.uri) {
             Ok(axum::extract::Query(query)) => Ok(Self(query)),
-            Err(_) => {
-                Err(Problem::new(Code::MalformedRequest, "the query takes `after` and `limit`, each once"))
+            Err(rejection) => {
+                Err(Problem::new(Code::MalformedRequest, format!("the query is not valid: {rejection}")))
             }
         }
     }

@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequest as _, Request, State};
+use axum::response::Response;
 use envelope::text;
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{JsonBody, Permitted, Weight};
+use super::{JsonBody, Permitted, Weight, json};
 use crate::access::Rewrap;
 use crate::http::HttpState;
+use crate::http::bulk::{self, raw};
 use crate::http::json::{Context, Text, parse};
 use crate::http::problem::Problem;
-use crate::operations::{OperationError, RewrapMode, Rewrapping};
+use crate::operations::{OperationError, RewrapMode, Rewrapped, Rewrapping};
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +47,7 @@ pub(in crate::http) enum Mode {
     WrappedKey,
 }
 
+/// The shape of what is written by hand below.
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct RewrapResponse {
     /// The envelope in text form: as encryption would make it today.
@@ -64,28 +67,61 @@ pub(in crate::http) struct RewrapResponse {
 ///
 /// Brings an envelope to what encryption would make today, and returns it unchanged where it is so already. No
 /// plaintext leaves the service.
+///
+/// With `application/octet-stream` the body is the binary envelope itself, of any length, and so is the answer: both are
+/// streamed in constant memory. Where the data key still serves, the message passes through untouched. A failure after
+/// the first byte of the answer breaks the transfer off.
 #[utoipa::path(post, path = "/v1/rewrap", operation_id = "rewrap", tag = "data",
-    params(("Keyfold-Tenant" = Option<String>, Header, description = "Which tenant, where the credential holds several")),
-    request_body(content = RewrapRequest<'_>, content_type = "application/json"),
-    responses((status = 200, description = "Up to date", body = RewrapResponse)))]
+    params(("Keyfold-Tenant" = Option<String>, Header, description = "Which tenant, where the credential holds several"),
+        ("Keyfold-Context" = Option<String>, Header, description = "With application/octet-stream: the encryption context as a dictionary of strings (RFC 9651), such as record=\"42\"; or one byte sequence that holds the JSON object, for names that a dictionary cannot hold"),
+        ("Keyfold-Rewrap-Mode" = Option<String>, Header, description = "With application/octet-stream: auto or wrapped_key"),
+        ("Keyfold-Envelope" = Option<Weight>, Header, description = "With application/octet-stream: what the envelope carries")),
+    request_body(content((RewrapRequest<'static> = "application/json"), (Vec<u8> = "application/octet-stream"))),
+    responses((status = 200, description = "Up to date",
+        content((RewrapResponse = "application/json"), (Vec<u8> = "application/octet-stream")),
+        headers(("Keyfold-Key" = Option<String>, description = "With application/octet-stream: the envelope's key"),
+            ("Keyfold-Dek-Id" = Option<String>, description = "With application/octet-stream: the data key of the envelope that is returned"),
+            ("Keyfold-Changed" = Option<bool>, description = "With application/octet-stream: whether it is another envelope than was sent")))))]
 pub(in crate::http) async fn rewrap(
     State(state): State<Arc<HttpState>>,
     Permitted(permit): Permitted<Rewrap>,
-    JsonBody(body): JsonBody,
-) -> Result<Json<RewrapResponse>, Problem> {
+    request: Request,
+) -> Result<Response, Problem> {
+    if bulk::is(request.headers(), bulk::OCTETS) {
+        // Boxed: the state of a stream must not make every small call's larger.
+        return Box::pin(raw::rewrap(state, permit, request)).await;
+    }
+    let JsonBody(body) = JsonBody::from_request(request, &()).await?;
     let request: RewrapRequest<'_> = parse(&body)?;
     let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
-    let mode = match request.mode {
-        Mode::Auto => RewrapMode::Auto,
-        Mode::WrappedKey => RewrapMode::WrappedKey,
-    };
     let weight = request.envelope.map(Into::into);
-    let rewrapping = Rewrapping { envelope, context: request.context.0, mode, weight };
+    let rewrapping = Rewrapping { envelope, context: request.context.0, mode: request.mode.into(), weight };
     let rewrapped = state.operations.rewrap(&permit, rewrapping).await?;
-    Ok(Json(RewrapResponse {
-        ciphertext: text::encode(&rewrapped.envelope),
-        changed: rewrapped.changed,
-        from_dek_id: rewrapped.from_dek_id.to_string(),
-        to_dek_id: rewrapped.to_dek_id.to_string(),
-    }))
+    let mut out = Vec::with_capacity(text::encoded_bytes(rewrapped.envelope.len()) + 192);
+    out.push(b'{');
+    write(&rewrapped, &mut out);
+    out.push(b'}');
+    Ok(json(StatusCode::OK, out))
+}
+
+/// The fields of an answer.
+pub(in crate::http) fn write(rewrapped: &Rewrapped, out: &mut Vec<u8>) {
+    out.extend_from_slice(br#""ciphertext":""#);
+    text::encode_to(&rewrapped.envelope, out);
+    out.extend_from_slice(br#"","changed":"#);
+    out.extend_from_slice(if rewrapped.changed { b"true" } else { b"false" });
+    out.extend_from_slice(br#","from_dek_id":""#);
+    out.extend_from_slice(rewrapped.from_dek_id.to_string().as_bytes());
+    out.extend_from_slice(br#"","to_dek_id":""#);
+    out.extend_from_slice(rewrapped.to_dek_id.to_string().as_bytes());
+    out.push(b'"');
+}
+
+impl From<Mode> for RewrapMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => Self::Auto,
+            Mode::WrappedKey => Self::WrappedKey,
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, Method};
@@ -48,7 +48,7 @@ pub(in crate::http) async fn edge(
 ) -> Response {
     let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
     let id = theirs.unwrap_or_else(|| ids.next());
-    let seen = Seen { method: request.method().clone(), path: loggable(request.uri().path()) };
+    let seen = Seen { method: request.method().clone(), route: request.extensions().get().cloned() };
     // Inner layers read it where it came from: the one that counts, and no other.
     request.headers_mut().insert(REQUEST_ID, id.clone());
     let mut response = next.run(request).await;
@@ -73,22 +73,20 @@ pub(in crate::http) async fn edge(
 
 struct Seen {
     method: Method,
-    path: String,
-}
-
-/// A path comes from outside: what goes into the log is bounded.
-fn loggable(path: &str) -> String {
-    path.chars().take(100).collect()
+    /// The route's template. A path itself comes from outside and may hold anything, such as a token that was pasted
+    /// where its id belongs: it is not logged.
+    route: Option<MatchedPath>,
 }
 
 fn log(problem: &Problem, seen: &Seen, request_id: &str) {
-    let (method, path) = (&seen.method, seen.path.as_str());
+    let method = &seen.method;
+    let route = seen.route.as_ref().map_or("none", MatchedPath::as_str);
     let (code, reason) = (problem.code.name(), problem.internal.as_deref().unwrap_or_default());
     match problem.code {
-        Code::InternalError => tracing::error!(%method, path, code, reason, request_id, "request failed"),
+        Code::InternalError => tracing::error!(%method, route, code, reason, request_id, "request failed"),
         code_ if code_.status().is_server_error() => {
-            tracing::warn!(%method, path, code, reason, request_id, "request failed");
+            tracing::warn!(%method, route, code, reason, request_id, "request failed");
         }
-        _ => tracing::debug!(%method, path, code, reason, request_id, "request refused"),
+        _ => tracing::debug!(%method, route, code, reason, request_id, "request refused"),
     }
 }

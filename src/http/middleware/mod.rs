@@ -3,6 +3,6 @@
 pub(super) mod admission;
 pub(super) mod authenticate;
 pub(super) mod context;
-pub(super) mod deadline;
 pub(super) mod edge;
+pub(super) mod gate;
 pub(super) mod quota;

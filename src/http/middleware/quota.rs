@@ -4,6 +4,7 @@
 //! the head announces; bytes that it does not announce, and further items of a batch, when they are known. The
 //! principal's buckets come first, so that one of a tenant's callers who is past his own takes nothing from the others.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -140,6 +141,10 @@ pub(in crate::http) struct Tab(Arc<TabInner>);
 struct TabInner {
     quotas: Arc<Quotas>,
     payer: Mutex<Option<(TenantId, PrincipalId)>>,
+    /// Whether the head has announced how long the body is.
+    announced: AtomicBool,
+    /// Whether the one item that every call has is counted among those that were found since.
+    counted: AtomicBool,
     standings: Mutex<Vec<Standing>>,
 }
 
@@ -149,15 +154,32 @@ impl Tab {
         &self,
         tenant: &TenantId,
         principal: &PrincipalId,
-        bytes: u64,
+        bytes: Option<u64>,
     ) -> Result<(), Problem> {
+        self.0.announced.store(bytes.is_some(), Ordering::Relaxed);
         *lock(&self.0.payer) = Some((tenant.clone(), principal.clone()));
-        self.take(Cost { requests: 1, items: 1, pieces: pieces(bytes) })
+        self.take(Cost { requests: 1, items: 1, pieces: pieces(bytes.unwrap_or(0)) })
     }
 
-    /// The call has so many bytes more than it announced.
+    /// So many bytes have come; they are counted where they were not announced.
     pub(in crate::http) fn more_bytes(&self, bytes: u64) -> Result<(), Problem> {
+        if self.0.announced.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         self.take(Cost { pieces: pieces(bytes), ..Cost::default() })
+    }
+
+    /// So many items have been found, the one that is counted already among them.
+    pub(in crate::http) fn more_items(&self, items: usize) -> Result<(), Problem> {
+        let known = usize::from(!self.0.counted.swap(true, Ordering::Relaxed));
+        let items = u32::try_from(items.saturating_sub(known)).unwrap_or(u32::MAX);
+        self.take(Cost { items, ..Cost::default() })
+    }
+
+    /// So many lines of so many bytes have come.
+    pub(in crate::http) fn more_lines(&self, lines: usize, bytes: u64) -> Result<(), Problem> {
+        self.more_items(lines)?;
+        self.more_bytes(bytes)
     }
 
     fn take(&self, cost: Cost) -> Result<(), Problem> {
@@ -211,7 +233,13 @@ pub(in crate::http) async fn quota(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let tab = Tab(Arc::new(TabInner { quotas, payer: Mutex::default(), standings: Mutex::default() }));
+    let tab = Tab(Arc::new(TabInner {
+        quotas,
+        payer: Mutex::default(),
+        announced: AtomicBool::new(false),
+        counted: AtomicBool::new(false),
+        standings: Mutex::default(),
+    }));
     request.extensions_mut().insert(tab.clone());
     let mut response = next.run(request).await;
     tab.write_headers(&mut response);

@@ -91,6 +91,18 @@ pub(super) fn read(path: &Path) -> Result<Reading, KeyRingError> {
     Ok(Reading { bytes, held: Held { _file: file, owner: metadata.uid(), stamp: Stamp::of(&metadata) } })
 }
 
+/// The first bytes of a file, whatever its permissions; none where it is not a file or cannot be read.
+pub(super) fn read_head(path: &Path, bytes_max: usize) -> Option<Zeroizing<Vec<u8>>> {
+    let file = File::from(rustix::fs::open(path, OFlags::RDONLY | OPEN_FLAGS, Mode::empty()).ok()?);
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    // In a clear key ring its first keys are among them.
+    let mut head = Zeroizing::new(Vec::with_capacity(bytes_max));
+    file.take(bytes_max as u64).read_to_end(&mut head).ok()?;
+    Some(head)
+}
+
 /// Writes a new file, and its folder (for the owner only) if that is missing. An existing file is left as it
 /// is. The caller holds the lock.
 pub(super) fn create(path: &Path, bytes: &[u8]) -> Result<(), KeyRingError> {

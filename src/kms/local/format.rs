@@ -27,7 +27,7 @@ const FORMAT: u32 = 1;
 const CLEAR: &str = "NONE - for development only: whoever reads this file has the keys";
 
 /// The longest header that any parameters give is well below.
-const HEADER_BYTES_MAX: usize = 512;
+pub(super) const HEADER_BYTES_MAX: usize = 512;
 
 /// Bounds on what a header may demand, so that a file put in the key ring's place can neither fill the memory
 /// nor keep the processor busy for minutes.
@@ -245,9 +245,8 @@ fn unhex(text: &str) -> Option<[u8; 16]> {
     Some(number.to_be_bytes())
 }
 
-/// Whether a file's second line is that of a key ring without encryption.
-pub(super) fn says_clear(file: &[u8]) -> bool {
-    let head = &file[..file.len().min(HEADER_BYTES_MAX)];
+/// Whether the second line of a file's head is that of a key ring without encryption.
+pub(super) fn says_clear(head: &[u8]) -> bool {
     let mut lines = head.split(|byte| *byte == b'\n');
     lines.next().is_some_and(|line| line.starts_with(TITLE.as_bytes()))
         && lines.next().is_some_and(|line| line.ends_with(CLEAR.as_bytes()))

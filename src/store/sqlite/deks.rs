@@ -52,24 +52,33 @@ pub(super) async fn promote_next(
     now: Timestamp,
 ) -> Result<Option<StoredDek>, StoreError> {
     let mut change = store.change().await?;
-    let active = id_of(&mut change, sql::ACTIVE_DEK_ID, scope).await?;
-    let next = id_of(&mut change, sql::NEXT_DEK_ID, scope).await?;
-    let after = match (active, next) {
-        (active, Some(next)) if active.is_none_or(|active| active == predecessor) => {
-            if let Some(active) = active {
-                step(&mut change, active, DekState::Active, DekState::Retired, now).await?;
-            }
-            step(&mut change, next, DekState::Next, DekState::Active, now).await?;
-            Some(next)
-        }
-        (active, _) => active,
-    };
-    let stored = match after {
+    let stored = match promote_in(&mut change, scope, predecessor, now).await? {
         Some(id) => by_id(&mut *change, id).await?,
         None => None,
     };
     change.commit().await.map_err(failure::of)?;
     Ok(stored)
+}
+
+/// The same within a change. Returns the data key that is active afterwards.
+pub(super) async fn promote_in(
+    change: &mut SqliteConnection,
+    scope: &DekScope,
+    predecessor: DataKeyId,
+    now: Timestamp,
+) -> Result<Option<DataKeyId>, StoreError> {
+    let active = id_of(change, sql::ACTIVE_DEK_ID, scope).await?;
+    let next = id_of(change, sql::NEXT_DEK_ID, scope).await?;
+    Ok(match (active, next) {
+        (active, Some(next)) if active.is_none_or(|active| active == predecessor) => {
+            if let Some(active) = active {
+                step(change, active, DekState::Active, DekState::Retired, now).await?;
+            }
+            step(change, next, DekState::Next, DekState::Active, now).await?;
+            Some(next)
+        }
+        (active, _) => active,
+    })
 }
 
 pub(super) async fn active(store: &SqliteStore, scope: &DekScope) -> Result<Option<StoredDek>, StoreError> {
@@ -145,15 +154,27 @@ pub(super) async fn set_state(
         let why = format!("data key {id} is {} and cannot become {}", from.name(), to.name());
         return Err(StoreError::Conflict(why.into()));
     }
-    step(&mut change, id, from, to, now).await?;
+    move_in(&mut change, id, from, to, now).await?;
+    change.commit().await.map_err(failure::of)
+}
+
+/// Moves a data key that is known to be in state `from`; what is destroyed loses its wrapped forms.
+pub(super) async fn move_in(
+    change: &mut SqliteConnection,
+    id: DataKeyId,
+    from: DekState,
+    to: DekState,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    step(change, id, from, to, now).await?;
     if to == DekState::Destroyed {
         sqlx::query(sql::DELETE_ALL_WRAPPED)
             .bind(rows::uuid(id))
-            .execute(&mut *change)
+            .execute(change)
             .await
             .map_err(failure::of)?;
     }
-    change.commit().await.map_err(failure::of)
+    Ok(())
 }
 
 pub(super) async fn put_wrapped(
@@ -162,13 +183,22 @@ pub(super) async fn put_wrapped(
     wrapped: &WrappedRecord,
 ) -> Result<(), StoreError> {
     let mut change = store.change().await?;
-    if state_of(&mut change, id).await? == DekState::Destroyed {
+    put_wrapped_in(&mut change, id, wrapped).await?;
+    change.commit().await.map_err(failure::of)
+}
+
+/// The same within a change.
+pub(super) async fn put_wrapped_in(
+    change: &mut SqliteConnection,
+    id: DataKeyId,
+    wrapped: &WrappedRecord,
+) -> Result<(), StoreError> {
+    if state_of(change, id).await? == DekState::Destroyed {
         return Err(StoreError::Conflict(
             format!("data key {id} is destroyed and takes no wrapped form").into(),
         ));
     }
-    write_wrapped(&mut change, id, wrapped).await?;
-    change.commit().await.map_err(failure::of)
+    write_wrapped(change, id, wrapped).await
 }
 
 pub(super) async fn remove_wrapped(
@@ -177,6 +207,16 @@ pub(super) async fn remove_wrapped(
     kek: &KekId,
 ) -> Result<(), StoreError> {
     let mut change = store.change().await?;
+    remove_wrapped_in(&mut change, id, kek).await?;
+    change.commit().await.map_err(failure::of)
+}
+
+/// The same within a change, which must not be committed after an error.
+pub(super) async fn remove_wrapped_in(
+    change: &mut SqliteConnection,
+    id: DataKeyId,
+    kek: &KekId,
+) -> Result<(), StoreError> {
     let removed = sqlx::query(sql::DELETE_WRAPPED)
         .bind(rows::uuid(id))
         .bind(kek.as_str())
@@ -187,7 +227,7 @@ pub(super) async fn remove_wrapped(
         let other = sqlx::query(sql::OTHER_WRAPPED)
             .bind(rows::uuid(id))
             .bind(kek.as_str())
-            .fetch_optional(&mut *change)
+            .fetch_optional(change)
             .await
             .map_err(failure::of)?;
         if other.is_none() {
@@ -195,7 +235,7 @@ pub(super) async fn remove_wrapped(
             return Err(StoreError::Conflict(why.into()));
         }
     }
-    change.commit().await.map_err(failure::of)
+    Ok(())
 }
 
 pub(super) async fn add_usage(store: &SqliteStore, usage: &[Usage]) -> Result<(), StoreError> {
@@ -322,7 +362,7 @@ async fn id_of(
     row.map(|row| rows::dek_id(&row)).transpose().map_err(failure::of)
 }
 
-async fn state_of(change: &mut SqliteConnection, id: DataKeyId) -> Result<DekState, StoreError> {
+pub(super) async fn state_of(change: &mut SqliteConnection, id: DataKeyId) -> Result<DekState, StoreError> {
     let row = sqlx::query(sql::DEK_STATE)
         .bind(rows::uuid(id))
         .fetch_optional(change)

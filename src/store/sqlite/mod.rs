@@ -9,6 +9,7 @@ mod api_keys;
 mod deks;
 mod failure;
 mod file;
+mod rotation;
 mod schema;
 mod tenants;
 

@@ -3,6 +3,7 @@
 use sqlx::{Row, SqliteConnection};
 
 use super::{SqliteStore, failure};
+use crate::clock::Timestamp;
 use crate::store::{Change, KeyRecord, StoreError, TenantRecord, rows, sql};
 use crate::tenant::{KeyName, TenantId};
 
@@ -17,7 +18,23 @@ pub(super) async fn insert_tenant(store: &SqliteStore, tenant: &TenantRecord) ->
         .await
         .map_err(failure::naming(|| format!("tenant {}", tenant.id), || format!("tenant {}", tenant.id)))?;
     insert_keks(&mut change, tenant).await?;
+    nudge(&mut change, &tenant.id, tenant.created_at).await?;
     change.commit().await.map_err(failure::of)
+}
+
+/// Has rotation look at a tenant.
+pub(super) async fn nudge(
+    change: &mut SqliteConnection,
+    tenant: &TenantId,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query(sql::NUDGE_SWEEP)
+        .bind(tenant.as_str())
+        .bind(now.unix_ms())
+        .execute(change)
+        .await
+        .map_err(failure::naming(|| format!("tenant {tenant}"), || format!("tenant {tenant}")))?;
+    Ok(())
 }
 
 pub(super) async fn tenant(store: &SqliteStore, id: &TenantId) -> Result<Option<TenantRecord>, StoreError> {
@@ -64,6 +81,7 @@ pub(super) async fn update_tenant(store: &SqliteStore, record: &TenantRecord) ->
         .await
         .map_err(failure::of)?;
     insert_keks(&mut change, record).await?;
+    nudge(&mut change, &record.id, record.updated_at).await?;
     change.commit().await.map_err(failure::of)
 }
 

@@ -118,7 +118,7 @@ async fn compact_becomes_embedded_and_back_without_touching_the_message() {
 async fn after_a_change_of_the_ring_messages_move_to_a_data_key_under_the_new_kek() {
     let world = World::new().await;
     world.keyring.add("two").await.unwrap();
-    let service = world.start().await;
+    let service = world.start_without_keeper().await;
     let caller = service.tenant_and_caller("acme").await;
     let before = caller.encrypt(b"hello", &json!({})).await;
     caller.put("/v1/tenants/acme", &json!({"keks": [{"kek": "local:two"}]})).await.ok(200);
@@ -136,7 +136,7 @@ async fn after_a_change_of_the_ring_messages_move_to_a_data_key_under_the_new_ke
     world.keyring.disable("one").await.unwrap();
     let token = caller.token().to_owned();
     service.stop().await;
-    let service = world.start().await;
+    let service = world.start_without_keeper().await;
     let caller = service.anonymous().with_token(token);
     assert_eq!(caller.decrypt(&rewrapped, &json!({})).await, b"hello");
     caller.try_decrypt(&before, &json!({})).await.problem("kek_denied");

@@ -1,0 +1,155 @@
+"""Drives keyfold and the echo server in turn with wrk, and tells what a request costs the server.
+
+Usage: bench.py KEYFOLD ECHO [--rounds N] [--secs N]
+
+CPU time is the server's own (user and system, from /proc), divided by the requests answered: on a machine that is busy
+with other things it is steadier than time on the clock. Rounds are interleaved, so that both servers see the same
+disturbances; the median round counts. Exits with 1 where a goal is missed.
+"""
+
+import argparse
+import base64
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+CONNECTIONS = 16
+SIZES = [256, 4096]
+RATIO_MAX = 1.8
+IDLE_MB_MAX = 25
+READY_MS_MAX = 200
+STARTS = 5
+TICK_SECS = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def main():
+    options = argparse.ArgumentParser()
+    options.add_argument("keyfold", type=Path)
+    options.add_argument("echo", type=Path)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--secs", type=int, default=2)
+    options = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        missed = starts(options.keyfold, Path(folder) / "starts") + costs(options, Path(folder))
+    for goal in missed:
+        print(f"missed: {goal}")
+    sys.exit(1 if missed else 0)
+
+
+def starts(binary, folder):
+    """How long from the start of the process to its first 'ready', on a data folder that is there."""
+    folder.mkdir()
+    times = []
+    for start in range(STARTS + 1):
+        began = time.monotonic()
+        server = Server([binary, "serve", "--dev", "--listen", "127.0.0.1:0"], folder)
+        assert json.load(urllib.request.urlopen(f"{server.origin}/ready"))["status"] == "ready"
+        times.append((time.monotonic() - began) * 1e3)
+        server.stop()
+    first, again = times[0], statistics.median(times[1:])
+    print(f"time to ready: {first:.0f} ms on an empty folder, then {again:.0f} ms")
+    return [f"ready within {READY_MS_MAX} ms"] if max(first, again) > READY_MS_MAX else []
+
+
+def costs(options, folder):
+    keyfold = Server([options.keyfold, "serve", "--dev", "--listen", "127.0.0.1:0"], folder)
+    echo = Server([options.echo], folder)
+    try:
+        time.sleep(1)
+        idle = keyfold.resident_mb()
+        print(f"idle memory: {idle:.1f} MB (echo {echo.resident_mb():.1f} MB)")
+        missed = [f"idle memory under {IDLE_MB_MAX} MB"] if idle > IDLE_MB_MAX else []
+        credential = f"Bearer {(folder / 'keyfold-data/dev-api-key').read_text().strip()}"
+        print(f"{'':18}{'keyfold':>12}{'echo':>12}{'ratio':>8}{'keyfold requests/s':>22}")
+        for size in SIZES:
+            for verb, body in bodies(keyfold, credential, size):
+                missed += compare(options, folder, keyfold, echo, verb, size, body, credential)
+        print(f"memory after the load: {keyfold.resident_mb():.1f} MB")
+        return missed
+    finally:
+        keyfold.stop()
+        echo.stop()
+
+
+def bodies(keyfold, credential, size):
+    context = {"record": "42", "table": "people"}
+    plaintext = base64.b64encode(os.urandom(size)).decode()
+    encrypt = json.dumps({"plaintext": plaintext, "context": context})
+    request = urllib.request.Request(f"{keyfold.origin}/v1/encrypt", encrypt.encode(), headers(credential))
+    ciphertext = json.load(urllib.request.urlopen(request))["ciphertext"]
+    return [("encrypt", encrypt), ("decrypt", json.dumps({"ciphertext": ciphertext, "context": context}))]
+
+
+def headers(credential):
+    return {"Authorization": credential, "Content-Type": "application/json"}
+
+
+def compare(options, folder, keyfold, echo, verb, size, body, credential):
+    script = folder / "request.lua"
+    lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in headers(credential).items()]
+    # A long string of Lua: base64 and JSON hold no brackets of that kind.
+    script.write_text("\n".join(['wrk.method = "POST"', *lines, f"wrk.body = [==[{body}]==]"]))
+    # What is compiled, cached or connected at first use is not what a request costs.
+    drive(keyfold, f"/v1/{verb}", script, 1)
+    drive(echo, "/echo", script, 1)
+    rounds = [
+        (drive(keyfold, f"/v1/{verb}", script, options.secs), drive(echo, "/echo", script, options.secs))
+        for _ in range(options.rounds)
+    ]
+    ours = statistics.median(cost for (cost, _), _ in rounds)
+    theirs = statistics.median(cost for _, (cost, _) in rounds)
+    rate = statistics.median(rate for (_, rate), _ in rounds)
+    ratio = statistics.median(ours / theirs for (ours, _), (theirs, _) in rounds)
+    name = f"{verb} {size} B"
+    print(f"{name:18}{ours * 1e6:9.1f} us{theirs * 1e6:9.1f} us{ratio:8.2f}{rate:22,.0f}", flush=True)
+    return [f"{name}: at most {RATIO_MAX} times the echo"] if ratio > RATIO_MAX else []
+
+
+def drive(server, path, script, secs):
+    """CPU seconds for each request, and requests a second."""
+    before = server.cpu_secs()
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{secs}s", "-s", script, f"{server.origin}{path}"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if "Non-2xx" in out or "Socket errors" in out:
+        sys.exit(out)
+    requests = int(re.search(r"(\d+) requests in", out)[1])
+    return (server.cpu_secs() - before) / requests, requests / secs
+
+
+class Server:
+    def __init__(self, command, folder):
+        self.process = subprocess.Popen(
+            [str(Path(command[0]).absolute()), *command[1:]],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for line in self.process.stdout:
+            if found := re.search(r" on (http://127\.0\.0\.1:\d+)", line):
+                self.origin = found[1]
+                return
+        sys.exit(f"{command[0]} did not start")
+
+    def cpu_secs(self):
+        # After the name, which may hold anything: fields 14 and 15 of proc(5) are user and system time.
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) * TICK_SECS
+
+    def resident_mb(self):
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1000
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+main()

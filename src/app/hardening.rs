@@ -1,0 +1,60 @@
+//! What the operating system is asked to do for the secrets in memory: no dump of it, and no swapping out.
+//!
+//! Each is a switch; what the system refuses is said at start-up.
+
+use anyhow::bail;
+use rustix::mm::{MlockAllFlags, mlockall};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+
+use crate::config::{LockMemory, MemorySettings};
+
+/// What came of locking memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locking {
+    /// All of the process's memory is locked, or nothing is to be.
+    Settled,
+    /// The system lets this process lock a part of its memory only: the pages with data keys.
+    PagesOfKeys,
+}
+
+/// Asks the system. Fails only where the configuration requires what it refuses.
+pub fn harden(settings: &MemorySettings) -> anyhow::Result<Locking> {
+    if settings.not_dumpable
+        && let Err(refused) = set_dumpable_behavior(DumpableBehavior::NotDumpable)
+    {
+        tracing::warn!(%refused, "the system does not make this process undumpable: others of its user can read its memory");
+    }
+    if settings.no_core
+        && let Err(refused) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+    {
+        tracing::warn!(%refused, "the system does not forbid core dumps of this process");
+    }
+    match settings.lock {
+        LockMemory::Off => Ok(Locking::Settled),
+        LockMemory::Try | LockMemory::Require => lock(settings.lock == LockMemory::Require),
+    }
+}
+
+/// All memory, where there is no limit: with one, the process would die of the first allocation beyond it.
+fn lock(required: bool) -> anyhow::Result<Locking> {
+    let limit = getrlimit(Resource::Memlock).current;
+    if limit.is_none() {
+        let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+        match mlockall(all) {
+            Ok(()) => return Ok(Locking::Settled),
+            Err(refused) if required => {
+                bail!("memory.lock = \"require\", and the system does not lock memory: {refused}")
+            }
+            Err(refused) => {
+                tracing::warn!(%refused, "the system does not lock this process's memory: keys may reach the swap")
+            }
+        }
+    } else if required {
+        bail!(
+            "memory.lock = \"require\", and the limit of locked memory is {} bytes: raise it to unlimited \
+             (LimitMEMLOCK=infinity for systemd, --ulimit memlock=-1 for Docker), or set memory.lock = \"try\"",
+            limit.unwrap_or(0)
+        );
+    }
+    Ok(Locking::PagesOfKeys)
+}

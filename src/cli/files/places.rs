@@ -1,0 +1,107 @@
+//! Which files, and where their results go.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+use super::{FileArgs, Verb};
+
+/// How encrypted files end.
+const EXTENSION: &str = "kf";
+
+/// One file's work.
+pub(super) struct Job {
+    /// None is standard input.
+    pub(super) source: Option<PathBuf>,
+    pub(super) target: Target,
+}
+
+/// Where a result goes.
+pub(super) enum Target {
+    Stdout,
+    File(PathBuf),
+    /// Over what was read, once the result is whole.
+    InPlace(PathBuf),
+}
+
+/// All the work.
+pub(super) struct Jobs {
+    pub(super) files: Vec<Job>,
+    /// Files in folders that this verb has nothing to do with.
+    pub(super) skipped: usize,
+}
+
+impl Job {
+    pub(super) fn name(&self) -> String {
+        self.source.as_ref().map_or_else(|| "standard input".to_owned(), |path| path.display().to_string())
+    }
+}
+
+pub(super) fn jobs(args: &FileArgs, verb: &Verb) -> anyhow::Result<Jobs> {
+    let mut jobs = Jobs { files: Vec::new(), skipped: 0 };
+    let standard_input = [PathBuf::from("-")];
+    let files = if args.files.is_empty() { &standard_input } else { args.files.as_slice() };
+    if args.output.is_some() && (files.len() > 1 || args.recursive) {
+        bail!("--output goes with one file: leave it out, and each result stands beside its file");
+    }
+    for path in files {
+        if path.as_os_str() == "-" {
+            let target = named_output(args).unwrap_or(Target::Stdout);
+            jobs.files.push(Job { source: None, target });
+        } else if path.is_dir() {
+            if !args.recursive {
+                bail!("{} is a folder: say --recursive to go into it", path.display());
+            }
+            walk(path, verb, &mut jobs)?;
+        } else {
+            let target = named_output(args).map_or_else(|| beside(path, verb), Ok)?;
+            jobs.files.push(Job { source: Some(path.clone()), target });
+        }
+    }
+    Ok(jobs)
+}
+
+fn named_output(args: &FileArgs) -> Option<Target> {
+    let output = args.output.as_ref()?;
+    Some(if output.as_os_str() == "-" { Target::Stdout } else { Target::File(output.clone()) })
+}
+
+fn is_encrypted(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == EXTENSION)
+}
+
+fn beside(path: &Path, verb: &Verb) -> anyhow::Result<Target> {
+    match verb {
+        Verb::Encrypt { .. } => {
+            let mut name = path.as_os_str().to_owned();
+            name.push(".");
+            name.push(EXTENSION);
+            Ok(Target::File(name.into()))
+        }
+        Verb::Decrypt if is_encrypted(path) => Ok(Target::File(path.with_extension(""))),
+        Verb::Decrypt => {
+            bail!("{} does not end in .{EXTENSION}: say with --output where the result goes", path.display())
+        }
+        Verb::Rewrap { .. } => Ok(Target::InPlace(path.to_owned())),
+    }
+}
+
+/// In the order of their names, so that two runs do the same.
+fn walk(folder: &Path, verb: &Verb, jobs: &mut Jobs) -> anyhow::Result<()> {
+    let unreadable = || format!("cannot read the folder {}", folder.display());
+    let entries = std::fs::read_dir(folder).with_context(unreadable)?;
+    let mut entries = entries.collect::<Result<Vec<_>, _>>().with_context(unreadable)?;
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let (kind, path) = (entry.file_type()?, entry.path());
+        if kind.is_dir() {
+            walk(&path, verb, jobs)?;
+        } else if kind.is_file() && is_encrypted(&path) != matches!(verb, Verb::Encrypt { .. }) {
+            let target = beside(&path, verb)?;
+            jobs.files.push(Job { source: Some(path), target });
+        } else {
+            jobs.skipped += 1;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! `POST /v1/{encrypt,decrypt,rewrap}/batch`: many items in one body, each with its own outcome.
+//!
+//! The items are cut into short stretches, which as many tasks as there are cores take one after the other. A small
+//! request that comes meanwhile waits for the end of a stretch, well below a millisecond, and not for the batch.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest as _, Request, State};
+use axum::response::Response;
+use http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio_util::task::AbortOnDropHandle;
+use utoipa::ToSchema;
+
+use super::items::{Answers, DecryptItem, EncryptItem, ItemProblem, ItemVerb, RewrapItem, answer_all};
+use super::{NDJSON, is, lines};
+use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
+use crate::http::HttpState;
+use crate::http::handlers::{JsonBody, Permitted, json};
+use crate::http::json::parse;
+use crate::http::middleware::quota::Tab;
+use crate::http::problem::{Code, Problem};
+
+/// The most items that are answered before other work gets its turn.
+pub(super) const STRETCH_ITEMS: usize = 64;
+/// The most bytes of them.
+pub(super) const STRETCH_BYTES: usize = 64 << 10;
+/// Larger bodies are taken apart where nothing waits behind them.
+const INLINE_BYTES: usize = 64 << 10;
+
+macro_rules! batch_schemas {
+    ($($request:ident $item:ident $response:ident $result:ident { $($(#[$doc:meta])* $field:ident: $type:ty,)* })*) => {
+        $(
+            /// Many items.
+            #[derive(Deserialize, ToSchema)]
+            #[serde(deny_unknown_fields)]
+            #[expect(dead_code, reason = "the shape of what is taken apart by hand")]
+            pub(in crate::http) struct $request<'a> {
+                /// Up to `batch_items_max` (10,000) of them.
+                #[serde(borrow)]
+                items: Vec<$item<'a>>,
+            }
+
+            /// One outcome for each item, in the same order.
+            #[derive(Serialize, ToSchema)]
+            pub(in crate::http) struct $response {
+                items: Vec<$result>,
+                /// How many of them have an `error`.
+                failed: usize,
+            }
+
+            /// The outcome of one item: an `error`, or all the rest.
+            #[derive(Serialize, ToSchema)]
+            pub(in crate::http) struct $result {
+                /// The item's own.
+                #[serde(rename = "ref")]
+                reference: Option<String>,
+                $($(#[$doc])* $field: Option<$type>,)*
+                /// What went wrong.
+                error: Option<ItemProblem<'static>>,
+            }
+        )*
+    };
+}
+
+batch_schemas! {
+    EncryptBatchRequest EncryptItem EncryptBatchResponse EncryptResult {
+        /// The envelope in text form.
+        ciphertext: String,
+        /// The key that was used.
+        key: String,
+        /// The data key that was used.
+        dek_id: String,
+    }
+    DecryptBatchRequest DecryptItem DecryptBatchResponse DecryptResult {
+        /// The bytes that were encrypted, in standard base64 with padding.
+        plaintext: String,
+        /// The key under which they were encrypted.
+        key: String,
+        /// The data key that opened it.
+        dek_id: String,
+        /// Whether `rewrap` would change this envelope.
+        rewrap_advised: bool,
+    }
+    RewrapBatchRequest RewrapItem RewrapBatchResponse RewrapResult {
+        /// The envelope in text form: as encryption would make it today.
+        ciphertext: String,
+        /// Whether it is another one than was sent.
+        changed: bool,
+        /// The data key of the envelope that was sent.
+        from_dek_id: String,
+        /// The data key of the envelope that is returned.
+        to_dek_id: String,
+    }
+}
+
+macro_rules! batch_handlers {
+    ($($(#[$doc:meta])* $name:ident $verb:ident $path:literal $id:literal
+        $request:ident $item:ident $response:ident $result:ident;)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// Each item has its own outcome: the answer is 200 whatever they are, and `failed` counts those that have an
+            /// `error`. With `application/x-ndjson`, any number of lines are taken, each an item, and answered in order
+            /// while more are sent; the answer ends cleanly only if every line was answered. Empty lines are passed over.
+            #[utoipa::path(post, path = $path, operation_id = $id, tag = "data",
+                params(("Keyfold-Tenant" = Option<String>, Header, description = "Which tenant, where the credential holds several")),
+                request_body(content(($request<'static> = "application/json"), ($item<'static> = "application/x-ndjson"))),
+                responses((status = 200, description = "Each item's outcome",
+                    content(($response = "application/json"), ($result = "application/x-ndjson")))))]
+            pub(in crate::http) async fn $name(
+                State(state): State<Arc<HttpState>>,
+                Permitted(permit): Permitted<$verb>,
+                request: Request,
+            ) -> Result<Response, Problem> {
+                answer(state, permit, request).await
+            }
+        )*
+    };
+}
+
+batch_handlers! {
+    /// Encrypt many
+    encrypt_batch Encrypt "/v1/encrypt/batch" "encrypt_batch"
+        EncryptBatchRequest EncryptItem EncryptBatchResponse EncryptResult;
+    /// Decrypt many
+    decrypt_batch Decrypt "/v1/decrypt/batch" "decrypt_batch"
+        DecryptBatchRequest DecryptItem DecryptBatchResponse DecryptResult;
+    /// Rewrap many
+    rewrap_batch Rewrap "/v1/rewrap/batch" "rewrap_batch"
+        RewrapBatchRequest RewrapItem RewrapBatchResponse RewrapResult;
+}
+
+async fn answer<V: ItemVerb>(
+    state: Arc<HttpState>,
+    permit: Permit<V>,
+    request: Request,
+) -> Result<Response, Problem> {
+    if is(request.headers(), NDJSON) {
+        return lines::answer(state, permit, request).await;
+    }
+    let tab = request.extensions().get::<Tab>().cloned();
+    let JsonBody(body) = JsonBody::from_request(request, &()).await?;
+    let items_max = state.options.batch_items_max;
+    let work = if body.len() <= INLINE_BYTES {
+        take_apart(body, items_max)?
+    } else {
+        let apart = state.transfers.tracker().spawn_blocking(move || take_apart(body, items_max));
+        let apart = apart.await;
+        apart.map_err(|error| Problem::internal(Code::InternalError, &error))??
+    };
+    if let Some(tab) = tab {
+        tab.more_items(work.items.len())?;
+    }
+    let answers = spread(&state, permit, work).await?;
+    let bytes: usize = answers.iter().map(|answers| answers.json.len()).sum();
+    let mut out = Vec::with_capacity(bytes + 64);
+    out.extend_from_slice(br#"{"items":["#);
+    for answers in &answers {
+        out.extend_from_slice(&answers.json);
+    }
+    if bytes > 0 {
+        // The last item's comma.
+        out.pop();
+    }
+    let failed: usize = answers.iter().map(|answers| answers.failed).sum();
+    out.extend_from_slice(format!("],\"failed\":{failed}}}").as_bytes());
+    Ok(json(StatusCode::OK, out))
+}
+
+/// A batch, and how far it has come.
+struct Work {
+    body: Bytes,
+    items: Vec<Range<usize>>,
+    stretches: Vec<Range<usize>>,
+    next: AtomicUsize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Batch<'a> {
+    #[serde(borrow)]
+    items: Vec<&'a RawValue>,
+}
+
+/// Finds the items in the body. Each is parsed by itself later, so that a malformed one fails alone.
+fn take_apart(body: Bytes, items_max: usize) -> Result<Work, Problem> {
+    let batch: Batch<'_> = parse(&body)?;
+    if batch.items.len() > items_max {
+        let told = format!("{} items, and a batch takes {items_max}: send several", batch.items.len());
+        return Err(Problem::new(Code::TooLarge, told));
+    }
+    let start = body.as_ptr().addr();
+    let place = |item: &&RawValue| {
+        let at = item.get().as_ptr().addr() - start;
+        at..at + item.get().len()
+    };
+    let items: Vec<Range<usize>> = batch.items.iter().map(place).collect();
+    let stretches = cut(items.iter().map(Range::len));
+    Ok(Work { body, items, stretches, next: AtomicUsize::new(0) })
+}
+
+/// Cuts items of these lengths into stretches.
+pub(super) fn cut(lengths: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+    let (mut stretches, mut start, mut bytes, mut end) = (Vec::new(), 0, 0, 0);
+    for length in lengths {
+        if end > start && (end - start >= STRETCH_ITEMS || bytes + length > STRETCH_BYTES) {
+            stretches.push(start..end);
+            (start, bytes) = (end, 0);
+        }
+        bytes += length;
+        end += 1;
+    }
+    if end > start {
+        stretches.push(start..end);
+    }
+    stretches
+}
+
+/// Answers all stretches, on as many cores as there are.
+async fn spread<V: ItemVerb>(
+    state: &Arc<HttpState>,
+    permit: Permit<V>,
+    work: Work,
+) -> Result<Vec<Answers>, Problem> {
+    let (work, permit) = (Arc::new(work), Arc::new(permit));
+    let mut answers: Vec<(usize, Answers)> = Vec::with_capacity(work.stretches.len());
+    if work.stretches.len() <= 1 {
+        answers.extend(take_turns(Arc::clone(state), permit, work).await);
+    } else {
+        let width = state.cores.min(work.stretches.len());
+        let tasks: Vec<_> = (0..width)
+            .map(|_| take_turns(Arc::clone(state), Arc::clone(&permit), Arc::clone(&work)))
+            // A client that goes away takes them with it.
+            .map(|turns| AbortOnDropHandle::new(state.transfers.tracker().spawn(turns)))
+            .collect();
+        for task in tasks {
+            let done = task.await.map_err(|error| Problem::internal(Code::InternalError, &error))?;
+            answers.extend(done);
+        }
+    }
+    answers.sort_unstable_by_key(|(place, _)| *place);
+    Ok(answers.into_iter().map(|(_, answers)| answers).collect())
+}
+
+/// Answers one stretch after the other until none is left.
+async fn take_turns<V: ItemVerb>(
+    state: Arc<HttpState>,
+    permit: Arc<Permit<V>>,
+    work: Arc<Work>,
+) -> Vec<(usize, Answers)> {
+    let mut answers = Vec::new();
+    loop {
+        let turn = work.next.fetch_add(1, Ordering::Relaxed);
+        let Some(stretch) = work.stretches.get(turn) else { return answers };
+        let items = work.items[stretch.clone()].iter().map(|place| Ok(&work.body[place.clone()]));
+        answers.push((turn, answer_all(&state, &permit, items, b',').await));
+        tokio::task::yield_now().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stretches_cover_all_items_in_order_and_are_short() {
+        assert!(cut(std::iter::empty()).is_empty());
+        let lengths = [10, STRETCH_BYTES, 1, 1, STRETCH_BYTES * 3, 5];
+        assert_eq!(cut(lengths.into_iter()), [0..1, 1..2, 2..4, 4..5, 5..6]);
+        let many = cut((0..1_000).map(|_| 1));
+        assert_eq!(
+            (many.first(), many.len()),
+            (Some(&(0..STRETCH_ITEMS)), 1_000_usize.div_ceil(STRETCH_ITEMS))
+        );
+        assert!(many.windows(2).all(|pair| pair[0].end == pair[1].start));
+    }
+
+    #[test]
+    fn items_are_found_where_they_stand() {
+        let body = Bytes::from_static(br#" {"items": [ {"a": 1} , 7, "x" ]} "#);
+        let work = take_apart(body.clone(), 3).unwrap();
+        let found: Vec<&[u8]> = work.items.iter().map(|place| &body[place.clone()]).collect();
+        assert_eq!(found, [br#"{"a": 1}"#.as_slice(), b"7", br#""x""#]);
+        assert_eq!(take_apart(body, 2).err().unwrap().code, Code::TooLarge);
+    }
+}

@@ -1,0 +1,214 @@
+//! What is kept for one region: its circuit, its pace and its calls in flight.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::Options;
+use super::breaker::{Breaker, Change, Circuit, Limits};
+use super::pace::Pace;
+use crate::clock::Clock;
+use crate::kms::{KmsError, OutageCause, Urgency};
+use crate::tenant::KekId;
+
+/// How many KEKs that did not answer are remembered, so that others may be asked.
+const SILENT_MAX: usize = 64;
+/// How often the background looks whether the foreground has passed.
+const BACKGROUND_LOOKS: Duration = Duration::from_millis(20);
+
+pub(super) struct Region {
+    name: Box<str>,
+    clock: Clock,
+    in_flight: Arc<Semaphore>,
+    background: Arc<Semaphore>,
+    /// Calls in the foreground that wait for their turn.
+    waiting: AtomicUsize,
+    state: Mutex<State>,
+}
+
+struct State {
+    breaker: Breaker,
+    pace: Pace,
+    /// KEKs that could not be asked since the KMS last answered.
+    silent: HashSet<KekId>,
+}
+
+impl State {
+    /// A KEK that has not been tried itself is worth a probe of its own: it may be only another one's key store that
+    /// hangs, and its tenant should not pay for that.
+    fn untried(&self, kek: &KekId) -> bool {
+        self.silent.len() < SILENT_MAX && !self.silent.contains(kek)
+    }
+}
+
+/// A call's place among those in flight.
+pub(super) struct Slot {
+    _places: [Option<OwnedSemaphorePermit>; 2],
+}
+
+impl Region {
+    pub(super) fn new(name: &str, options: &Options, clock: Clock) -> Self {
+        let limits = Limits {
+            failures: options.breaker_failures.max(1),
+            open: Duration::from_millis(options.breaker_open_ms),
+            open_max: Duration::from_millis(options.breaker_open_ms_max.max(options.breaker_open_ms)),
+            probe: Duration::from_millis(options.try_ms_max),
+        };
+        let in_flight = options.in_flight_max.clamp(1, Semaphore::MAX_PERMITS);
+        let state = State {
+            breaker: Breaker::new(limits),
+            pace: Pace::new(options.calls_per_sec_max, clock.monotonic()),
+            silent: HashSet::new(),
+        };
+        Self {
+            name: name.into(),
+            clock,
+            in_flight: Arc::new(Semaphore::new(in_flight)),
+            background: Arc::new(Semaphore::new((in_flight / 2).max(1))),
+            waiting: AtomicUsize::new(0),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Waits for this call's turn, but not past `deadline`, and not for a region that is known to be out.
+    pub(super) async fn enter(
+        &self,
+        kek: &KekId,
+        urgency: Urgency,
+        deadline: Duration,
+    ) -> Result<Slot, KmsError> {
+        // Looked at before the queue, and again after it: a crowd that waits for a dead region helps nobody.
+        self.look_at_breaker(kek)?;
+        let left = deadline.saturating_sub(self.clock.monotonic());
+        let turn = async {
+            let slot = self.slot(urgency).await;
+            self.wait_for_pace(urgency, deadline).await.then_some(slot)
+        };
+        let slot = tokio::select! {
+            biased;
+            slot = turn => slot,
+            () = self.clock.sleep(left) => None,
+        };
+        let slot = slot.ok_or_else(|| {
+            let detail = format!("the limits of calls to {} left no room in time", self.name);
+            KmsError::outage_by(kek, OutageCause::Throttled, detail)
+        })?;
+        self.pass_breaker(kek)?;
+        Ok(slot)
+    }
+
+    fn look_at_breaker(&self, kek: &KekId) -> Result<(), KmsError> {
+        let now = self.clock.monotonic();
+        let mut state = self.state();
+        if state.untried(kek) {
+            state.breaker.probe_early(now);
+        }
+        state.breaker.blocked_until(now).map_or(Ok(()), |until| Err(self.left_alone(kek, now, until)))
+    }
+
+    fn pass_breaker(&self, kek: &KekId) -> Result<(), KmsError> {
+        let now = self.clock.monotonic();
+        self.state().breaker.admit(now).map_err(|until| self.left_alone(kek, now, until))
+    }
+
+    fn left_alone(&self, kek: &KekId, now: Duration, until: Duration) -> KmsError {
+        let wait = until.saturating_sub(now).as_millis();
+        KmsError::outage(kek, format!("{} does not answer; it is asked again in {wait} ms", self.name))
+    }
+
+    async fn slot(&self, urgency: Urgency) -> Slot {
+        let behind = match urgency {
+            Urgency::Foreground => None,
+            Urgency::Background => Arc::clone(&self.background).acquire_owned().await.ok(),
+        };
+        let _waiting = (urgency == Urgency::Foreground).then(|| Waiting::new(&self.waiting));
+        let place = Arc::clone(&self.in_flight).acquire_owned().await.ok();
+        Slot { _places: [behind, place] }
+    }
+
+    /// False where the turn would come too late.
+    async fn wait_for_pace(&self, urgency: Urgency, deadline: Duration) -> bool {
+        let _waiting = (urgency == Urgency::Foreground).then(|| Waiting::new(&self.waiting));
+        loop {
+            let now = self.clock.monotonic();
+            let wait = if urgency == Urgency::Background && self.waiting.load(Ordering::Acquire) > 0 {
+                BACKGROUND_LOOKS
+            } else {
+                match self.state().pace.take(now) {
+                    Ok(()) => return true,
+                    Err(wait) => wait.max(Duration::from_millis(1)),
+                }
+            };
+            if now + wait >= deadline {
+                return false;
+            }
+            self.clock.sleep(wait).await;
+        }
+    }
+
+    /// The KMS has done what it was asked, or has said why not.
+    pub(super) fn served(&self) {
+        let now = self.clock.monotonic();
+        self.state().pace.served(now);
+        self.answered();
+    }
+
+    fn answered(&self) {
+        let mut state = self.state();
+        state.silent.clear();
+        if state.breaker.answered() == Change::Closed {
+            tracing::info!(region = &*self.name, "the KMS answers again");
+        }
+    }
+
+    /// Learns from a failed call.
+    pub(super) fn heed(&self, failure: &KmsError) {
+        let now = self.clock.monotonic();
+        let KmsError::Outage { cause, kek, .. } = failure else { return self.served() };
+        match cause {
+            OutageCause::Unreachable => {
+                let mut state = self.state();
+                if state.silent.len() < SILENT_MAX {
+                    state.silent.insert(kek.clone());
+                }
+                if state.breaker.failed(now) == Change::Opened {
+                    tracing::warn!(region = &*self.name, error = %failure, "the KMS does not answer; it is left alone for a while");
+                }
+            }
+            OutageCause::Throttled => {
+                self.state().pace.throttled(now);
+                self.answered();
+            }
+            // One key or one credential: no word about the region, but it has answered.
+            OutageCause::KeyUnavailable => self.answered(),
+            OutageCause::Credentials => {}
+        }
+    }
+
+    pub(super) fn circuit(&self) -> (Circuit, Option<Duration>) {
+        self.state().breaker.state()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one that waits, for as long as it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}

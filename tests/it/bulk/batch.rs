@@ -1,0 +1,201 @@
+//! Batches: one body, many items, an outcome for each.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use keyfold::tenant::Verb;
+use serde_json::{Value, json};
+
+use crate::caller::{plaintext, text};
+use crate::probes::KmsFault;
+use crate::service::World;
+
+fn message(n: usize) -> Vec<u8> {
+    format!("message {n}").into_bytes()
+}
+
+fn encryption(n: usize) -> Value {
+    json!({
+        "ref": format!("r{n}"),
+        "plaintext": STANDARD.encode(message(n)),
+        "context": {"record": n.to_string()},
+    })
+}
+
+fn ciphertexts(answer: &Value) -> Vec<String> {
+    answer["items"].as_array().unwrap().iter().map(|item| text(&item["ciphertext"])).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_items_go_there_and_back_in_order_with_one_kms_call() {
+    let world = World::new().await;
+    let service = world.start().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let items: Vec<Value> = (0..10_000).map(encryption).collect();
+    let before = world.kms.calls();
+    let sealed = caller.post("/v1/encrypt/batch", &json!({"items": items})).await.ok(200);
+    assert_eq!(world.kms.calls() - before, 1, "one data key, one call");
+    assert_eq!(sealed["failed"], 0);
+    let ciphertexts = ciphertexts(&sealed);
+    assert_eq!(ciphertexts.len(), 10_000);
+    for n in [0, 1, 4_999, 9_999] {
+        assert_eq!(sealed["items"][n]["ref"], format!("r{n}"));
+        assert_eq!(sealed["items"][n]["key"], "default");
+        let context = json!({"record": n.to_string()});
+        assert_eq!(caller.decrypt(&ciphertexts[n], &context).await, message(n), "a single call opens it");
+    }
+    let distinct: std::collections::HashSet<&String> = ciphertexts.iter().collect();
+    assert_eq!(distinct.len(), 10_000);
+    let items: Vec<Value> = ciphertexts
+        .iter()
+        .enumerate()
+        .map(|(n, ciphertext)| json!({"ciphertext": ciphertext, "context": {"record": n.to_string()}}))
+        .collect();
+    let opened = caller.post("/v1/decrypt/batch", &json!({"items": items})).await.ok(200);
+    assert_eq!(opened["failed"], 0);
+    for (n, item) in opened["items"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(plaintext(item), message(n));
+        assert_eq!(item["rewrap_advised"], false);
+        assert!(item.get("ref").is_none(), "none was sent");
+    }
+    service.app.pool().clear();
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn each_item_fails_by_itself_with_the_code_of_a_single_call() {
+    let world = World::new().await;
+    let service = world.start().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let good = caller.encrypt(b"hello", &json!({"a": "1"})).await;
+    let mut damaged = good.clone();
+    damaged.pop();
+    damaged.push(if good.ends_with('A') { 'Q' } else { 'A' });
+    let plain = STANDARD.encode("x");
+    let body = json!({"items": [
+        {"ref": "good", "plaintext": plain},
+        {"ref": "unknown field", "plaintext": plain, "plain": 1},
+        {"ref": "not base64", "plaintext": "!"},
+        {"ref": "reserved", "plaintext": plain, "context": {"aws:x": "1"}},
+        {"ref": "no such key", "plaintext": plain, "key": "other"},
+        {"ref": "no key", "plaintext": plain, "key": "!"},
+        {"ref": "x".repeat(257), "plaintext": plain},
+        17,
+        {"ref": "quote \" and \u{7}", "plaintext": plain},
+    ]});
+    let answer = caller.post("/v1/encrypt/batch", &body).await.ok(200);
+    let codes = |answer: &Value| -> Vec<String> {
+        let items = answer["items"].as_array().unwrap();
+        items.iter().map(|item| item["error"]["code"].as_str().unwrap_or("-").to_owned()).collect()
+    };
+    let malformed = "malformed_request";
+    let expected =
+        ["-", malformed, malformed, "reserved_context", "not_found", malformed, malformed, malformed, "-"];
+    assert_eq!(codes(&answer), expected);
+    assert_eq!(answer["failed"], 7);
+    assert_eq!(answer["items"][1]["ref"], "unknown field", "told even where the rest is malformed");
+    assert_eq!(answer["items"][8]["ref"], "quote \" and \u{7}");
+    assert_eq!(answer["items"][4]["error"]["status"], 404);
+    let body = json!({"items": [
+        {"ciphertext": good, "context": {"a": "2"}},
+        {"ciphertext": damaged, "context": {"a": "1"}},
+        {"ciphertext": "kf1.AAAA"},
+        {"ciphertext": good, "context": {"a": "1"}},
+    ]});
+    let answer = caller.post("/v1/decrypt/batch", &body).await.ok(200);
+    assert_eq!(codes(&answer), ["context_mismatch", "ciphertext_damaged", "malformed_envelope", "-"]);
+    assert_eq!(plaintext(&answer["items"][3]), b"hello");
+    let answer = caller.post("/v1/rewrap/batch", &body).await.ok(200);
+    // Rewrapping does not decrypt what only needs its head looked at.
+    assert_eq!(codes(&answer), ["context_mismatch", "-", "malformed_envelope", "-"]);
+    assert_eq!(answer["items"][3]["changed"], false);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_retired_data_keys_items_are_sealed_again_beside_others() {
+    let world = World::new().await;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let old = caller.encrypt(b"old", &json!({})).await;
+    world.pass(25 * 3_600);
+    let new = caller.encrypt(b"new", &json!({})).await;
+    let body = json!({"items": [{"ciphertext": old}, {"ciphertext": new}, {"ciphertext": old, "mode": "wrapped_key"}]});
+    let answer = caller.post("/v1/rewrap/batch", &body).await.ok(200);
+    let changed: Vec<&Value> =
+        answer["items"].as_array().unwrap().iter().map(|item| &item["changed"]).collect();
+    assert_eq!(changed, [true, false, false]);
+    assert_ne!(answer["items"][0]["from_dek_id"], answer["items"][0]["to_dek_id"]);
+    assert_eq!(caller.decrypt(&ciphertexts(&answer)[0], &json!({})).await, b"old");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_data_keys_limit_holds_within_a_batch_too() {
+    let world = World::new().await;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let policy = json!({"key": "small", "policy": {"dek_messages_max": 7}});
+    let made = caller.post("/v1/tenants/acme/keys", &policy).await;
+    assert_eq!(made.status, 201, "{}", made.raw);
+    let items: Vec<Value> =
+        (0..20).map(|n| json!({"plaintext": STANDARD.encode(message(n)), "key": "small"})).collect();
+    let answer = caller.post("/v1/encrypt/batch", &json!({"items": items})).await.ok(200);
+    let mut used = std::collections::BTreeMap::new();
+    for item in answer["items"].as_array().unwrap() {
+        *used.entry(text(&item["dek_id"])).or_insert(0) += 1;
+    }
+    let mut used: Vec<u32> = used.into_values().collect();
+    used.sort_unstable();
+    assert_eq!(used, [6, 7, 7]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_limits_of_a_batch_are_exact() {
+    let mut world = World::new().await;
+    world.settings.http.batch_items_max = 3;
+    world.settings.http.batch_body_bytes_max = 1_024;
+    let service = world.start().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let item = json!({"plaintext": ""});
+    let three = json!({"items": [item, item, item]});
+    assert_eq!(caller.post("/v1/encrypt/batch", &three).await.ok(200)["failed"], 0);
+    let four = json!({"items": [item, item, item, item]});
+    assert!(caller.post("/v1/encrypt/batch", &four).await.problem("too_large").contains("takes 3"));
+    let body = three.to_string();
+    let padded = format!("{body}{}", " ".repeat(1_024 - body.len()));
+    assert_eq!(caller.post_text("/v1/encrypt/batch", padded.clone()).await.status, 200);
+    caller.post_text("/v1/encrypt/batch", format!("{padded} ")).await.problem("too_large");
+    let empty = caller.post("/v1/encrypt/batch", &json!({"items": []})).await.ok(200);
+    assert_eq!(empty, json!({"items": [], "failed": 0}));
+    caller.post_text("/v1/encrypt/batch", "{\"items\": [").await.problem("malformed_request");
+    caller.post("/v1/encrypt/batch", &json!({"items": [], "x": 1})).await.problem("malformed_request");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_needs_the_verbs_permit() {
+    let world = World::new().await;
+    let service = world.start().await;
+    service.tenant("acme").await;
+    let caller = service.caller(&["acme"], &[Verb::Decrypt]).await;
+    caller.post("/v1/encrypt/batch", &json!({"items": []})).await.problem("forbidden");
+    service.anonymous().post("/v1/encrypt/batch", &json!({"items": []})).await.problem("unauthenticated");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_outage_is_each_items_problem_and_asked_for_once() {
+    let world = World::new().await;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    world.kms.fail(KmsFault::Outage);
+    let items: Vec<Value> = (0..50).map(encryption).collect();
+    let before = world.kms.calls();
+    let answer = caller.post("/v1/encrypt/batch", &json!({"items": items})).await.ok(200);
+    assert_eq!(answer["failed"], 50);
+    assert_eq!(answer["items"][49]["error"]["code"], "kms_unavailable");
+    assert_eq!(answer["items"][49]["error"]["retryable"], true);
+    assert!(world.kms.calls() - before <= 1, "one call for the batch");
+    service.stop().await;
+}

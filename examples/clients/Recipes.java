@@ -1,5 +1,8 @@
-// A field, a file of any size and a batch with Java's own HTTP client.
+// A field, a file and a batch with Java's own HTTP client.
 // Usage: java Recipes.java FILE, with KEYFOLD_URL and KEYFOLD_API_KEY set.
+//
+// It sends the whole body before it reads the answer. The service holds back an answer of up to 1 MiB, so that files
+// below that size go through like this; larger ones need a client that does both at once, or `keyfold encrypt FILE`.
 import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
@@ -14,6 +17,7 @@ import java.util.regex.Pattern;
 
 public final class Recipes {
     private static final String URL = System.getenv("KEYFOLD_URL");
+    private static final long FILE_BYTES_MAX = 1_000_000;
     private static final HttpClient CLIENT =
         HttpClient.newBuilder().connectTimeout(Duration.ofSeconds(10)).build();
 
@@ -21,6 +25,7 @@ public final class Recipes {
         field();
         batch();
         Path file = Path.of(args[0]);
+        require(Files.size(file) <= FILE_BYTES_MAX, "the file is larger than " + FILE_BYTES_MAX + " bytes");
         Path sealed = Path.of(args[0] + ".kf");
         stream("/v1/encrypt", file, sealed);
         stream("/v1/decrypt", sealed, Path.of(args[0] + ".out"));
@@ -50,7 +55,7 @@ public final class Recipes {
 
     private static void stream(String path, Path source, Path target) throws Exception {
         HttpRequest request = request(path, "application/octet-stream")
-            .header("Keyfold-Context", "name=\"report\"")
+            .header("Keyfold-Context", "name=\"report\"").timeout(Duration.ofSeconds(60))
             .POST(HttpRequest.BodyPublishers.ofFile(source)).build();
         Path part = Path.of(target + ".part");
         // A broken transfer throws here, and the file never gets its name.

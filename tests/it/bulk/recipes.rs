@@ -35,6 +35,9 @@ async fn run(program: &str, args: &[&str], recipe: &str, file_bytes: usize) {
 /// More than all buffers between a client and a service hold: who does not read while he sends comes to a stop.
 const LARGE: usize = 24 << 20;
 
+/// What the service holds back of its answer: who sends all before he reads can send this much.
+const SMALL: usize = 1_000_000;
+
 fn python() -> String {
     std::env::var("KEYFOLD_TEST_PYTHON").expect(
         "KEYFOLD_TEST_PYTHON must name a Python that has the packages of tests/requirements.txt: scripts/test makes one",
@@ -48,12 +51,12 @@ async fn curl() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_with_requests() {
-    run(&python(), &[], "python_requests.py", 1_000_000).await;
+    run(&python(), &[], "python_requests.py", SMALL).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_with_httpx() {
-    run(&python(), &[], "python_httpx.py", 1_000_000).await;
+    run(&python(), &[], "python_httpx.py", SMALL).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,14 +71,17 @@ async fn node() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn java() {
-    run("java", &[], "Recipes.java", LARGE).await;
+    run("java", &[], "Recipes.java", SMALL).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rust_with_reqwest() {
-    // Built beside the tests, as every example is.
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--locked", "--offline", "--example", "client_reqwest"]);
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    let built = tokio::task::spawn_blocking(move || build.output().unwrap()).await.unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let tests = std::env::current_exe().unwrap();
     let example = tests.parent().unwrap().with_file_name("examples").join("client_reqwest");
-    assert!(example.exists(), "cargo build --example client_reqwest makes {}", example.display());
     run(example.to_str().unwrap(), &[], "", LARGE).await;
 }

@@ -1,9 +1,7 @@
 //! Tries out every master key with the credentials at hand, as the service would use it.
 
-use envelope::{DataKeyId, EncryptionContext};
-
 use super::App;
-use crate::kms::{KekState, Kms, KmsError, Urgency, kms_context};
+use crate::kms::{KekState, Kms, KmsError, Urgency, trial_context};
 use crate::store::{StoreError, TenantRecord};
 use crate::tenant::{Kek, KekHome, KekId, TenantId};
 
@@ -109,7 +107,7 @@ async fn examine(kms: &dyn Kms, tenant: &TenantId, kek: &Kek) -> Finding {
             KekState::Unusable => Err(KmsError::denied(&kek.id, "it cannot be used now")),
         });
     checks.push((Check::Describe, described));
-    let context = test_context(tenant);
+    let context = trial_context(tenant);
     match kms.generate(kek, &context, Urgency::Background).await {
         Ok(made) => {
             checks.push((Check::Generate, Ok(())));
@@ -127,15 +125,6 @@ async fn examine(kms: &dyn Kms, tenant: &TenantId, kek: &Kek) -> Finding {
         .into_iter()
         .map(|(check, outcome)| (check, outcome.map_err(|error| trouble(check, kek, &error))));
     Finding { tenant: tenant.clone(), kek: kek.id.clone(), checks: checks.collect() }
-}
-
-fn test_context(tenant: &TenantId) -> EncryptionContext {
-    // No data key has this id: what is wrapped under it can be used for nothing.
-    let nobody = DataKeyId::from_bytes([0; 16]);
-    #[expect(clippy::expect_used, reason = "a constant that parses, and three short pairs")]
-    let key = "default".parse().expect("a key's name");
-    #[expect(clippy::expect_used, reason = "a constant that parses, and three short pairs")]
-    kms_context(tenant, &key, nobody, &EncryptionContext::new()).expect("a small context")
 }
 
 fn trouble(check: Check, kek: &Kek, error: &KmsError) -> Trouble {

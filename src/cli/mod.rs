@@ -5,6 +5,7 @@ mod check_config;
 mod dev;
 mod doctor;
 mod files;
+mod health;
 mod inspect;
 mod jobs;
 mod keyring;
@@ -73,6 +74,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Print the OpenAPI document.
     Openapi,
+    /// Ask the service that runs here whether it lives; for health checks of containers.
+    Health,
     /// Check the configuration, and say what it amounts to.
     CheckConfig,
 }
@@ -119,6 +122,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Jobs(command) => block_on(jobs::run(&common.settings(variables)?, command, variables)),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
+        Command::Health => health::run(&common.settings(variables)?),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),
     }
 }

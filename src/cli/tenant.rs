@@ -1,5 +1,7 @@
 //! `keyfold tenant`: on the service's own data folder, while it runs or not.
 
+use std::str::FromStr;
+
 use clap::Subcommand;
 
 use super::output;
@@ -9,7 +11,7 @@ use crate::config::{Settings, Variables};
 use crate::kms::local::LocalKeyRing;
 use crate::operations::{Page, TenantChange};
 use crate::store::{Status, TenantRecord};
-use crate::tenant::{Kek, KekId, KekRing, TenantId};
+use crate::tenant::{AssumedRole, InvalidName, Kek, KekId, KekRing, TenantId};
 
 #[derive(Subcommand)]
 pub(super) enum TenantCommand {
@@ -17,9 +19,10 @@ pub(super) enum TenantCommand {
     Create {
         /// Its id: 1 to 63 characters of a-z, 0-9 and '-'.
         tenant: TenantId,
-        /// Its master keys, the primary first: ARNs of AWS KMS keys, or local:NAME.
+        /// Its master keys, the primary first: ARNs of AWS KMS keys, or local:NAME. A key in another account is
+        /// reached through a role there: ARN,role=ROLE-ARN or ARN,role=ROLE-ARN,external-id=ID.
         #[arg(required = true, value_name = "KEK")]
-        keks: Vec<KekId>,
+        keks: Vec<KekArg>,
     },
     /// List the tenants.
     List,
@@ -27,9 +30,9 @@ pub(super) enum TenantCommand {
     SetKeks {
         /// The tenant.
         tenant: TenantId,
-        /// Its master keys from now on.
+        /// Its master keys from now on, written as for `create`.
         #[arg(required = true, value_name = "KEK")]
-        keks: Vec<KekId>,
+        keks: Vec<KekArg>,
     },
     /// Stop serving a tenant.
     Disable {
@@ -87,8 +90,39 @@ async fn act(app: &App, command: TenantCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ring(keks: Vec<KekId>) -> anyhow::Result<KekRing> {
-    Ok(KekRing::new(keks.into_iter().map(Kek::direct).collect())?)
+fn ring(keks: Vec<KekArg>) -> anyhow::Result<KekRing> {
+    Ok(KekRing::new(keks.into_iter().map(|kek| kek.0).collect())?)
+}
+
+/// A KEK on the command line, with the role to assume for it.
+#[derive(Clone)]
+pub(super) struct KekArg(Kek);
+
+impl FromStr for KekArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (id, role) = match text.split_once(",role=") {
+            Some((id, role)) => (id, Some(role)),
+            None => (text, None),
+        };
+        let id: KekId = id.parse().map_err(|invalid: InvalidName| invalid.to_string())?;
+        let Some(role) = role else { return Ok(Self(Kek::direct(id))) };
+        // An external id may hold commas: it is all that is left.
+        let (arn, external_id) = match role.split_once(",external-id=") {
+            Some((arn, external_id)) => (arn, Some(external_id)),
+            None => (role, None),
+        };
+        if id.region().is_none() || !arn.starts_with("arn:") || !arn.contains(":role/") {
+            return Err(
+                "a role is written KEY-ARN,role=arn:aws:iam::ACCOUNT:role/NAME, and only for a key of \
+                        AWS KMS"
+                    .to_owned(),
+            );
+        }
+        let role = AssumedRole { arn: arn.into(), external_id: external_id.map(Into::into) };
+        Ok(Self(Kek { id, role: Some(role) }))
+    }
 }
 
 fn show(tenant: &TenantRecord) {

@@ -3,7 +3,7 @@
 //! Outermost first:
 //! ```text
 //! edge (request id, problem -> body, log) > catch panic
-//!   > per route: in-flight limit and load shed > deadline > body limit > authenticate > circumstances
+//!   > per route: gate (in-flight limit and load shed > deadline > body limit > authenticate) > circumstances
 //!     > handler (permit, parse, operation)
 //! ```
 //! A route cannot be declared without its limits and its guard: [`Route`] has no defaults.
@@ -22,7 +22,6 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use axum::Extension;
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use tokio::runtime::Handle;
@@ -34,12 +33,11 @@ use utoipa_axum::routes;
 use crate::access::Access;
 use crate::operations::Operations;
 use crate::tenant::KeyName;
-use handlers::{BodyBytesMax, api_keys, decrypt, deks, encrypt, health, jobs, keys, rewrap, shreds, tenants};
-use middleware::admission::{Admission, admit};
-use middleware::authenticate::authenticate;
+use handlers::{api_keys, decrypt, deks, encrypt, health, jobs, keys, rewrap, shreds, tenants};
+use middleware::admission::Admission;
 use middleware::context::circumstances;
-use middleware::deadline::deadline;
 use middleware::edge::{RequestIds, edge};
+use middleware::gate::{Gate, gate};
 use problem::{Code, Problem};
 use transfer::Transfers;
 
@@ -294,11 +292,14 @@ pub fn router(
             Problem::new(Code::MethodNotAllowed, Code::MethodNotAllowed.example())
         })
         .with_state(Arc::new(state))
-        .layer(CatchPanicLayer::custom(|_| {
-            // What the panic said may hold anything: the panic hook has logged where it was.
-            Problem::internal(Code::InternalError, "a handler panicked").into_response()
-        }))
-        .layer(from_fn_with_state(Arc::new(RequestIds::new()), edge));
+        // As one layer, for the same reason as in `gate`.
+        .layer((
+            from_fn_with_state(Arc::new(RequestIds::new()), edge),
+            CatchPanicLayer::custom(|_| {
+                // What the panic said may hold anything: the panic hook has logged where it was.
+                Problem::internal(Code::InternalError, "a handler panicked").into_response()
+            }),
+        ));
     Edge { router, open_transfers }
 }
 
@@ -323,20 +324,19 @@ fn guarded(
         route.body_bytes_max > 0,
         route.problems,
     );
-    if route.guard == Guard::Credential {
-        // Not there where nobody wants it: an unused feature costs nothing.
-        if origin_wanted || !route.context.is_empty() {
-            methods = methods.layer(from_fn_with_state(route.context, circumstances));
-        }
-        methods = methods.layer(from_fn_with_state(Arc::clone(access), authenticate));
+    let guarded = route.guard == Guard::Credential;
+    // Not there where nobody wants it: an unused feature costs nothing.
+    if guarded && (origin_wanted || !route.context.is_empty()) {
+        methods = methods.layer(from_fn_with_state(route.context, circumstances));
     }
-    methods = methods
-        .layer(Extension(BodyBytesMax(route.body_bytes_max)))
-        .layer(from_fn_with_state((route.time_max, route.streams), deadline));
-    // Health is answered however many requests are in flight: a busy service is not a dead one.
-    if route.guard == Guard::Credential {
-        methods = methods.layer(from_fn_with_state(Arc::clone(admission), admit));
-    }
+    let state = Gate {
+        admission: guarded.then(|| Arc::clone(admission)),
+        time_max: route.time_max,
+        streams: route.streams,
+        body_bytes_max: route.body_bytes_max,
+        access: guarded.then(|| Arc::clone(access)),
+    };
+    methods = methods.layer(from_fn_with_state(Arc::new(state), gate));
     (schemas, paths, methods)
 }
 

@@ -7,6 +7,8 @@
 mod answer;
 mod clients;
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::SharedCredentialsProvider;
@@ -85,7 +87,7 @@ impl Kms for AwsKms {
     ) -> Result<Generated, KmsError> {
         let call = self.client(kek).await?.generate_data_key();
         let call = call.key_id(kek.id.as_str()).key_spec(DataKeySpec::Aes256);
-        let answer = call.set_encryption_context(pairs(context)).send().await;
+        let answer = call.set_encryption_context(Some(pairs(context))).send().await;
         let answer = answer.map_err(|error| to_error(kek, "GenerateDataKey", &error))?;
         let plaintext = key_material(&kek.id, "GenerateDataKey", answer.plaintext)?;
         same_key(&kek.id, "GenerateDataKey", answer.key_id.as_deref())?;
@@ -104,7 +106,7 @@ impl Kms for AwsKms {
     ) -> Result<Wrapped, KmsError> {
         let call = self.client(kek).await?.encrypt().key_id(kek.id.as_str());
         let call = call.plaintext(Blob::new(plaintext.expose().as_slice()));
-        let answer = call.set_encryption_context(pairs(context)).send().await;
+        let answer = call.set_encryption_context(Some(pairs(context))).send().await;
         let answer = answer.map_err(|error| to_error(kek, "Encrypt", &error))?;
         same_key(&kek.id, "Encrypt", answer.key_id.as_deref())?;
         let blob = answer.ciphertext_blob.ok_or_else(|| incomplete(&kek.id, "Encrypt"))?;
@@ -122,7 +124,7 @@ impl Kms for AwsKms {
         // Without a KeyId AWS would open the blob with whatever key made it: with an attacker's, if he brings one.
         let call = self.client(kek).await?.decrypt().key_id(kek.id.as_str());
         let call = call.ciphertext_blob(Blob::new(blob));
-        let answer = call.set_encryption_context(pairs(context)).send().await;
+        let answer = call.set_encryption_context(Some(pairs(context))).send().await;
         let answer = answer.map_err(|error| to_error(kek, "Decrypt", &error))?;
         let plaintext = key_material(&kek.id, "Decrypt", answer.plaintext)?;
         same_key(&kek.id, "Decrypt", answer.key_id.as_deref())?;
@@ -144,8 +146,9 @@ impl Kms for AwsKms {
             return self.wrap(to, context, &plaintext, urgency).await;
         }
         let call = self.client(from).await?.re_encrypt().ciphertext_blob(Blob::new(blob));
-        let call = call.source_key_id(from.id.as_str()).set_source_encryption_context(pairs(context));
-        let call = call.destination_key_id(to.id.as_str()).set_destination_encryption_context(pairs(context));
+        let call = call.source_key_id(from.id.as_str()).set_source_encryption_context(Some(pairs(context)));
+        let call =
+            call.destination_key_id(to.id.as_str()).set_destination_encryption_context(Some(pairs(context)));
         let answer = match call.send().await {
             Ok(answer) => answer,
             Err(error) => {
@@ -185,18 +188,19 @@ impl AwsKms {
         use aws_sdk_kms::error::ProvideErrorMetadata as _;
         let message = error.message().unwrap_or_default();
         match (message.contains(key_part(&from.id)), message.contains(key_part(&to.id))) {
-            (true, false) => from,
-            (false, true) => to,
-            _ if from.id == to.id => from,
-            _ => match error.code() {
-                Some("InvalidCiphertextException" | "IncorrectKeyException") => from,
-                // The message does not tell. A key that can be described and is enabled is not to blame.
-                Some(_) => match self.describe(from, Urgency::Background).await {
-                    Ok(KekDescription { state: KekState::Enabled, .. }) => to,
-                    _ => from,
-                },
-                None => from,
-            },
+            (true, false) => return from,
+            (false, true) => return to,
+            _ => {}
+        }
+        let about_the_blob =
+            matches!(error.code(), None | Some("InvalidCiphertextException" | "IncorrectKeyException"));
+        if about_the_blob || from.id == to.id {
+            return from;
+        }
+        // The message does not tell. A key that can be described and is enabled is not to blame.
+        match self.describe(from, Urgency::Background).await {
+            Ok(KekDescription { state: KekState::Enabled, .. }) => to,
+            _ => from,
         }
     }
 }
@@ -205,8 +209,8 @@ fn key_part(kek: &KekId) -> &str {
     kek.as_str().rsplit('/').next().unwrap_or_default()
 }
 
-fn pairs(context: &EncryptionContext) -> Option<std::collections::HashMap<String, String>> {
-    Some(context.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+fn pairs(context: &EncryptionContext) -> HashMap<String, String> {
+    context.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// Takes the key out of the SDK's buffer, and wipes the buffer.

@@ -266,6 +266,58 @@ async fn a_role_that_does_not_trust_the_service_is_a_denial_and_an_sts_that_is_d
     assert!(kms.generate(&in_role(&arn, Some("tenant-7")), &context(), FG).await.is_ok());
 }
 
+/// The block of docs/aws.md that is marked so.
+fn documented(policy: &str) -> String {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/aws.md")).unwrap();
+    let (_, after) = page.split_once(&format!("```json {policy}\n")).unwrap();
+    after.split_once("```").unwrap().0.to_owned()
+}
+
+/// Every call that there is, on this key.
+async fn every_call(kms: &dyn Kms, kek: &Kek, context: &EncryptionContext) -> Result<(), KmsError> {
+    kms.describe(kek, FG).await?;
+    let made = kms.generate(kek, context, FG).await?;
+    kms.unwrap(kek, context, &made.wrapped.blob, FG).await?;
+    kms.wrap(kek, context, &made.plaintext, FG).await?;
+    kms.rewrap(kek, kek, context, &made.wrapped.blob, FG).await.map(drop)
+}
+
+#[tokio::test]
+async fn the_iam_policy_of_the_documentation_is_enough_and_no_action_of_it_too_much() {
+    const SERVICE: &str = "arn:aws:iam::111122223333:user/service";
+    let emulator = Emulator::builder().region(IRELAND).start().await.unwrap();
+    let arn = emulator.create_key(IRELAND, CreateKey::new()).unwrap();
+    let example = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+    let policy = documented("iam-policy").replace(example, &arn);
+    let kms = AwsKms::with_credentials(options(&emulator.url()), credentials("AKIASERVICE"));
+    let principal = |policy: &str| Principal::new(SERVICE).identity_policy(policy);
+    emulator.add_principal("AKIASERVICE", principal(&policy)).unwrap();
+    every_call(&kms, &kek(&arn), &context()).await.unwrap();
+    let actions = policy.lines().filter_map(|line| line.trim().strip_prefix("\"kms:")).collect::<Vec<_>>();
+    assert_eq!(actions.len(), 6);
+    for action in actions {
+        let action = action.trim_end_matches(['"', ',']);
+        let without = policy.replace(&format!("\"kms:{action}\""), "\"kms:ListKeys\"");
+        emulator.add_principal("AKIASERVICE", principal(&without)).unwrap();
+        let outcome = every_call(&kms, &kek(&arn), &context()).await;
+        assert!(matches!(&outcome, Err(KmsError::Denied { .. })), "without {action}: {outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_key_policy_of_the_documentation_binds_the_key_to_its_tenant() {
+    let service = Principal::new("arn:aws:iam::999988887777:role/keyfold");
+    let builder = Emulator::builder().region(IRELAND).principal("AKIASERVICE", service);
+    let emulator = builder.start().await.unwrap();
+    let arn = emulator.create_key(IRELAND, CreateKey::new().policy(documented("key-policy"))).unwrap();
+    let kms = AwsKms::with_credentials(options(&emulator.url()), credentials("AKIASERVICE"));
+    every_call(&kms, &kek(&arn), &context()).await.unwrap();
+    let mut of_another = EncryptionContext::new();
+    of_another.insert("keyfold:tenant", "emil").unwrap();
+    let outcome = kms.generate(&kek(&arn), &of_another, FG).await.map(drop);
+    assert!(matches!(outcome, Err(KmsError::Denied { .. })), "{outcome:?}");
+}
+
 #[tokio::test]
 async fn an_answer_about_another_key_is_not_believed() {
     // A proxy that sends every call to another key: it answers correctly, about the wrong one.

@@ -101,6 +101,8 @@ const ROOMS: &[Room] = &[
 struct Guarded(&'static str, &'static [&'static str]);
 
 const GUARDED: &[Guarded] = &[
+    // A plaintext data key is the pool's, and for a moment the KMS's and the verb's; never the registry's or the edge's.
+    Guarded("envelope::DataKey", &["kms", "pool", "operations"]),
     // What a ciphertext is, is decided in one crate: the service has no cipher of its own.
     Guarded("aes_gcm", &["kms"]),
     Guarded(
@@ -165,6 +167,7 @@ const GUARDED: &[Guarded] = &[
             "cli",
         ],
     ),
+    Guarded("tokio_util", &["audit", "kms", "pool", "operations", "rotation", "http", "lifecycle", "app"]),
     Guarded(
         "tokio_util",
         &["audit", "kms", "pool", "operations", "rotation", "http", "lifecycle", "app", "cli"],
@@ -172,7 +175,8 @@ const GUARDED: &[Guarded] = &[
     Guarded("std::env", &["config"]),
     Guarded("std::fs", &["kms", "store", "audit", "config", "app", "cli"]),
     Guarded("std::net", &["access", "audit", "http", "config", "cli"]),
-    Guarded("std::thread", &["http"]),
+    Guarded("std::thread::spawn", &[]),
+    Guarded("std::thread::Builder", &[]),
     Guarded("std::process", &["main", "config", "cli"]),
 ];
 

@@ -3,6 +3,7 @@
 
 mod airports;
 mod api;
+mod aws_program;
 mod aws_world;
 mod bad_input;
 mod bulk;
@@ -26,6 +27,7 @@ mod probes;
 mod program;
 mod readme;
 mod rotation;
+mod rotation_contract;
 mod secrets_stay_secret;
 mod service;
 mod shutdown;

@@ -58,6 +58,9 @@ fn every_operation_says_what_it_does_and_every_answer_has_a_shape() {
         let responses = operation["responses"].as_object().unwrap();
         assert!(responses.keys().any(|status| status.starts_with('2')), "{name}");
         for (status, response) in responses {
+            if status == "204" {
+                continue;
+            }
             let content = response["content"].as_object().unwrap_or_else(|| panic!("{name} {status}"));
             assert!(content.values().all(|content| content["schema"].is_object()), "{name} {status}");
         }

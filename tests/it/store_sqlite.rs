@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use keyfold::store::sqlite::{SqliteOptions, SqliteStore};
-use keyfold::store::{Activation, DekState, Store, StoreError};
+use keyfold::store::{Activation, DekState, Registry, Store, StoreError};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, Executor, Row, SqlSafeStr, SqliteConnection};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+use crate::rotation_contract::{RotationFixture, rotation_contract};
 use crate::store_contract::{
     Fixture, active, api_key, at, dek_id, form, key, key_name, next, scope, store_contract, tenant, tenant_id,
 };
@@ -41,8 +42,16 @@ impl Fixture for SqliteFile {
     }
 }
 
+#[async_trait]
+impl RotationFixture for SqliteFile {
+    async fn registry(&self) -> Arc<dyn Registry> {
+        Arc::new(open(&self.path()).await.unwrap())
+    }
+}
+
 mod contract {
     super::store_contract!(super::SqliteFile);
+    super::rotation_contract!(super::SqliteFile);
 }
 
 async fn open(path: &Path) -> Result<SqliteStore, StoreError> {

@@ -35,11 +35,13 @@ macro_rules! batch_schemas {
     ($($request:ident $item:ident $response:ident $result:ident { $($(#[$doc:meta])* $field:ident: $type:ty,)* })*) => {
         $(
             /// Many items.
-            #[derive(ToSchema)]
+            #[derive(Deserialize, ToSchema)]
+            #[serde(deny_unknown_fields)]
             #[expect(dead_code, reason = "the shape of what is taken apart by hand")]
-            pub(in crate::http) struct $request {
+            pub(in crate::http) struct $request<'a> {
                 /// Up to `batch_items_max` (10,000) of them.
-                items: Vec<$item<'static>>,
+                #[serde(borrow)]
+                items: Vec<$item<'a>>,
             }
 
             /// One outcome for each item, in the same order.
@@ -106,7 +108,7 @@ macro_rules! batch_handlers {
             /// while more are sent; the answer ends cleanly only if every line was answered. Empty lines are passed over.
             #[utoipa::path(post, path = $path, operation_id = $id, tag = "data",
                 params(("Keyfold-Tenant" = Option<String>, Header, description = "Which tenant, where the credential holds several")),
-                request_body(content(($request = "application/json"), ($item<'static> = "application/x-ndjson"))),
+                request_body(content(($request<'static> = "application/json"), ($item<'static> = "application/x-ndjson"))),
                 responses((status = 200, description = "Each item's outcome",
                     content(($response = "application/json"), ($result = "application/x-ndjson")))))]
             pub(in crate::http) async fn $name(

@@ -3,10 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
-
 use crate::http::problem::{Code, Problem};
 
 /// Counts the requests in flight.
@@ -19,26 +15,24 @@ impl Admission {
     pub(in crate::http) fn new(in_flight_max: usize) -> Self {
         Self { in_flight: AtomicUsize::new(0), in_flight_max }
     }
+
+    /// A place for one request, where there is one.
+    pub(in crate::http) fn enter(self: &Arc<Self>) -> Result<Place, Problem> {
+        let before = self.in_flight.fetch_add(1, Ordering::AcqRel);
+        let place = Place(Arc::clone(self));
+        if before < self.in_flight_max {
+            Ok(place)
+        } else {
+            Err(Problem::new(Code::Overloaded, Code::Overloaded.example()))
+        }
+    }
 }
 
-/// Takes one off when the request ends, however it ends.
-struct Leaving(Arc<Admission>);
+/// Is free again when the request ends, however it ends.
+pub(in crate::http) struct Place(Arc<Admission>);
 
-impl Drop for Leaving {
+impl Drop for Place {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
-}
-
-pub(in crate::http) async fn admit(
-    State(admission): State<Arc<Admission>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let before = admission.in_flight.fetch_add(1, Ordering::AcqRel);
-    let _leaving = Leaving(Arc::clone(&admission));
-    if before >= admission.in_flight_max {
-        return Problem::new(Code::Overloaded, Code::Overloaded.example()).into_response();
-    }
-    next.run(request).await
 }

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::extract::Request;
 use http::{HeaderMap, header};
 
 use crate::access::{Access, AuthenticationError, Circumstances, Principal};
@@ -17,22 +15,11 @@ pub(in crate::http) struct Caller(
     pub(in crate::http) Option<Arc<Circumstances>>,
 );
 
-pub(in crate::http) async fn authenticate(
-    State(access): State<Arc<Access>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let principal = match bearer(request.headers()) {
-        Ok(token) => access.authenticate(token).await,
-        Err(error) => Err(error),
-    };
-    match principal {
-        Ok(principal) => {
-            request.extensions_mut().insert(Caller(principal, None));
-            next.run(request).await
-        }
-        Err(error) => Problem::from(error).into_response(),
-    }
+/// Puts the [`Caller`] into the request.
+pub(in crate::http) async fn authenticate(access: &Access, request: &mut Request) -> Result<(), Problem> {
+    let principal = access.authenticate(bearer(request.headers())?).await?;
+    request.extensions_mut().insert(Caller(principal, None));
+    Ok(())
 }
 
 /// The one bearer token. Two `Authorization` headers are refused: which of them counts is what an attacker would

@@ -3,5 +3,5 @@
 pub(super) mod admission;
 pub(super) mod authenticate;
 pub(super) mod context;
-pub(super) mod deadline;
 pub(super) mod edge;
+pub(super) mod gate;

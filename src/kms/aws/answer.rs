@@ -52,15 +52,30 @@ fn meaning(code: &str, status: u16, call: &str) -> Meaning {
         | "InvalidGrantTokenException" => Meaning::Denied,
         "InvalidCiphertextException" | "IncorrectKeyException" => Meaning::Damaged,
         // The only thing in these calls that a stranger chooses is the wrapped key.
-        "ValidationException" if matches!(call, "Decrypt" | "ReEncrypt") => Meaning::Damaged,
-        "ValidationException" => Meaning::Denied,
-        "ThrottlingException" | "Throttling" | "TooManyRequestsException" | "LimitExceededException"
-        | "RequestLimitExceeded" => Meaning::Outage(OutageCause::Throttled),
-        "KeyUnavailableException" => Meaning::Outage(OutageCause::KeyUnavailable),
-        _ if status == 429 => Meaning::Outage(OutageCause::Throttled),
-        _ if status >= 500 => Meaning::Outage(OutageCause::Unreachable),
+        "ValidationException" => {
+            if matches!(call, "Decrypt" | "ReEncrypt") { Meaning::Damaged } else { Meaning::Denied }
+        }
+        _ => Meaning::Outage(cause(code, status)),
+    }
+}
+
+fn cause(code: &str, status: u16) -> OutageCause {
+    const THROTTLES: [&str; 5] = [
+        "ThrottlingException",
+        "Throttling",
+        "TooManyRequestsException",
+        "LimitExceededException",
+        "RequestLimitExceeded",
+    ];
+    if status == 429 || THROTTLES.contains(&code) {
+        OutageCause::Throttled
+    } else if code == "KeyUnavailableException" {
+        OutageCause::KeyUnavailable
+    } else if status >= 500 {
+        OutageCause::Unreachable
+    } else {
         // Expired, unknown or badly signed credentials and the like: nobody has decided anything about the key.
-        _ => Meaning::Outage(OutageCause::Credentials),
+        OutageCause::Credentials
     }
 }
 

@@ -1,4 +1,12 @@
 //! The tests of the whole: what a user of the service, its command line or its rooms could notice.
+#![allow(
+    clippy::pedantic,
+    clippy::style,
+    clippy::complexity,
+    clippy::print_stderr,
+    clippy::zombie_processes,
+    reason = "tests are held to what finds faults"
+)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends with a panic")]
 
 mod airports;

@@ -6,7 +6,7 @@
 //!   > per route: gate (in-flight limit and load shed > deadline > body limit > authenticate) > circumstances
 //!     > handler (permit, parse, operation)
 //! ```
-//! A route cannot be declared without its limits and its guard: [`Route`] has no defaults.
+//! A route cannot be declared without its limits and its guard: `Route` has no defaults.
 
 mod bulk;
 mod handlers;

@@ -65,6 +65,10 @@ impl DekPool {
         }
         let now = self.fetch.clock.monotonic();
         for live in self.fetch.cache.all() {
+            // Before anything is tried once more: a renewal that fails must not keep it in memory.
+            if live.holds_plaintext() && live.is_beyond_outage(now, self.fetch.lifetimes) {
+                live.wipe();
+            }
             if self.needs_renewal(&live, now) {
                 live.tried_ms.store(UNDER_WAY, Ordering::Relaxed);
                 let pool = self.clone();

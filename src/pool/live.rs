@@ -133,15 +133,21 @@ impl LiveDek {
     /// The KMS cannot be asked: go on with what is here, up to the stated limit. False where that limit has passed
     /// or nothing is here.
     pub(super) fn outlast(&self, now: Duration, lifetimes: Lifetimes) -> bool {
-        let until = Duration::from_millis(self.vouched_ms.load(Ordering::Acquire))
-            .saturating_add(lifetimes.plaintext_max)
-            .saturating_add(lifetimes.stale_max);
-        if now >= until || self.key.load().is_none() {
+        if self.is_beyond_outage(now, lifetimes) || self.key.load().is_none() {
             return false;
         }
         self.stale.store(true, Ordering::Release);
-        self.usable_until_ms.store(as_ms(until), Ordering::Release);
+        self.usable_until_ms.store(as_ms(self.outlasts_until(lifetimes)), Ordering::Release);
         true
+    }
+
+    /// Whether not even an outage of the KMS excuses the plaintext any longer.
+    pub(super) fn is_beyond_outage(&self, now: Duration, lifetimes: Lifetimes) -> bool {
+        now >= self.outlasts_until(lifetimes)
+    }
+
+    fn outlasts_until(&self, lifetimes: Lifetimes) -> Duration {
+        self.vouched_at().saturating_add(lifetimes.plaintext_max).saturating_add(lifetimes.stale_max)
     }
 
     /// Takes the plaintext away. It is wiped when the last request that holds it is done.

@@ -455,6 +455,28 @@ async fn usage_is_written_every_few_seconds_and_at_the_end_and_counted_on_after_
     service.stop().await;
 }
 
+/// The renewal that is due in that very round must not keep it: it is held at the KMS here, so it cannot have ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_past_its_last_limit_is_wiped_though_its_renewal_is_due() {
+    let world = World::new().await;
+    let service = world.start_without_keeper().await;
+    let tracker = tokio_util::task::TaskTracker::new();
+    let caller = service.tenant_and_caller("acme").await;
+    caller.encrypt(b"hello", &json!({})).await;
+    world.kms.fail(KmsFault::Outage);
+    world.pass(300);
+    caller.encrypt(b"hello", &json!({})).await;
+    world.pass(3_599);
+    caller.encrypt(b"hello", &json!({})).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 1, "an outage is outlasted to the last second");
+    world.kms.hold();
+    world.pass(1);
+    service.app.pool().tend(&tracker).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 0);
+    world.kms.release();
+    service.stop().await;
+}
+
 /// What a panic says may hold anything: it goes nowhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_while_a_data_key_is_fetched_is_an_error_for_all_who_wait_and_the_service_lives() {

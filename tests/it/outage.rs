@@ -53,7 +53,8 @@ impl Load {
     async fn on(callers: &[Caller]) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let mut failures = JoinSet::new();
-        for caller in callers.iter().cloned() {
+        for caller in callers {
+            let caller = caller.clone();
             let ciphertext = caller.encrypt(b"hello", &none()).await;
             let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
             failures.spawn(async move {
@@ -140,7 +141,9 @@ async fn a_thousand_first_requests_of_a_cold_tenant_are_one_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cold_tenant_whose_kms_hangs_slows_down_neither_a_hot_one_nor_another_cold_one() {
-    let world = AwsWorld::new().await;
+    let mut world = AwsWorld::new().await;
+    // One outage, and the region's circuit is open.
+    world.settings.aws.breaker_failures = 1;
     let service = world.start().await;
     let (hung, fine) = (world.key(IRELAND), world.key(IRELAND));
     let hanging = world.tenant(&service, "hanging", &[&hung]).await;
@@ -166,7 +169,8 @@ async fn a_cold_tenant_whose_kms_hangs_slows_down_neither_a_hot_one_nor_another_
         answer.problem("kms_unavailable");
         assert_eq!(answer.headers["retry-after"], "1");
     }
-    // The region's circuit may be open by now: for another tenant's key that is no reason to be refused.
+    assert_eq!(ready(&service).await.0, "degraded", "the region's circuit is open");
+    // For another tenant's key that is no reason to be refused.
     let third = world.tenant(&service, "third", &[&world.key(IRELAND)]).await;
     third.encrypt(b"hello", &none()).await;
     service.stop().await;
@@ -209,6 +213,13 @@ async fn with_its_first_region_black_holed_no_hot_request_fails_and_cold_tenants
     world.pass(300).await;
     until_ready_is(&service, "ready").await;
     assert_eq!(cold.decrypt(&ciphertext, &none()).await, b"hello");
+    let wait = async {
+        while active_dek(&service, "cold").await.wrapped.len() < 2 {
+            world.pass(10).await;
+        }
+    };
+    let added = tokio::time::timeout(Duration::from_secs(20), wait).await;
+    assert!(added.is_ok(), "the missing wrapped form is not added");
     let new = world.tenant(&service, "new", &[&ireland, &frankfurt]).await;
     new.encrypt(b"hello", &none()).await;
     assert_eq!(active_dek(&service, "new").await.wrapped.len(), 2, "new data keys have both forms again");
@@ -297,6 +308,30 @@ async fn a_disabled_kek_cuts_its_tenant_off_in_time_under_load_and_enabled_again
     world.pass(2).await;
     tenant.encrypt(b"hello", &none()).await;
     assert_eq!(tenant.decrypt(&ciphertext, &none()).await, b"hello");
+    service.stop().await;
+}
+
+/// Whoever hears of a denial: what is in memory of that KEK is not used for the rest of its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denial_that_one_request_meets_takes_effect_at_once_for_everything_under_that_kek() {
+    let world = AwsWorld::new().await;
+    let service = world.start().await;
+    let (kek, others) = (world.key(IRELAND), world.key(IRELAND));
+    let hot = world.tenant(&service, "hot", &[&kek]).await;
+    let hot_too = world.tenant(&service, "hot-too", &[&kek]).await;
+    let cold = world.tenant(&service, "cold", &[&kek]).await;
+    let elsewhere = world.tenant(&service, "elsewhere", &[&others]).await;
+    let ciphertext = hot_too.encrypt(b"hello", &none()).await;
+    for caller in [&hot, &elsewhere] {
+        caller.encrypt(b"hello", &none()).await;
+    }
+    world.emulator.disable_key(&kek).unwrap();
+    hot.encrypt(b"hello", &none()).await;
+    cold.try_encrypt(b"hello", &none()).await.problem("kek_denied");
+    hot.try_encrypt(b"hello", &none()).await.problem("kek_denied");
+    hot_too.try_decrypt(&ciphertext, &none()).await.problem("kek_denied");
+    elsewhere.encrypt(b"hello", &none()).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 1);
     service.stop().await;
 }
 

@@ -92,11 +92,11 @@ impl App {
         let store: Arc<dyn Registry> = Arc::new(open_store(settings).await?);
         let (kms, aws, keyring) = open_kms(settings, variables, dev, &clock).await?;
         let guard = Some(aws);
-        Ok(Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper }))
+        Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper })
     }
 
     /// Puts the parts together.
-    pub fn assemble(settings: &Settings, parts: Parts) -> Self {
+    pub fn assemble(settings: &Settings, parts: Parts) -> anyhow::Result<Self> {
         let Parts { clock, store: registry, kms, guard, keyring, pepper } = parts;
         let store: Arc<dyn Store> = Arc::clone(&registry) as Arc<dyn Registry>;
         let lifecycle = Lifecycle::default();
@@ -113,7 +113,9 @@ impl App {
             &pool_options,
             &lifecycle.tracker,
         );
-        let access = Arc::new(Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper));
+        let rules = settings.access.rules()?;
+        let access = Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper, rules)?;
+        let access = Arc::new(access);
         let rotation = Reconciler::new(
             crate::rotation::Parts {
                 store: Arc::clone(&registry),
@@ -151,7 +153,7 @@ impl App {
         );
         let (router, open_transfers) = (edge.router, edge.open_transfers);
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
-        Self {
+        Ok(Self {
             operations,
             access,
             store: registry,
@@ -163,7 +165,7 @@ impl App {
             kms,
             pool,
             usage_flush,
-        }
+        })
     }
 
     /// Starts the background tasks.
@@ -171,6 +173,7 @@ impl App {
         let (pool, tracker) = (self.pool.clone(), self.lifecycle.tracker.clone());
         let stop = self.lifecycle.hard.clone();
         self.lifecycle.tracker.spawn(pool.keep(self.usage_flush, tracker, stop));
+        self.lifecycle.tracker.spawn(Arc::clone(&self.access).keep(self.lifecycle.hard.clone()));
         self.lifecycle.tracker.spawn(self.rotation.clone().run(self.lifecycle.soft.clone()));
     }
 

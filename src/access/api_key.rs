@@ -13,13 +13,15 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::{Attributes, AuthenticationError, Principal};
+use super::rules::Rules;
+use super::{AuthenticationError, Principal};
 use crate::clock::{Clock, Timestamp};
 use crate::store::watch::{ChangeWatch, Mark};
 use crate::store::{ApiKeyRecord, Store};
 use crate::tenant::{TenantId, Verb};
 
-const PREFIX: &str = "kf_";
+/// What every API key begins with.
+pub(super) const PREFIX: &str = "kf_";
 /// Bytes of the id: 96 random bits do not collide.
 const ID_BYTES: usize = 12;
 const ID_CHARS: usize = 16;
@@ -136,6 +138,7 @@ pub(super) struct ApiKeys {
     watch: Arc<ChangeWatch>,
     clock: Clock,
     pepper: Pepper,
+    rules: Arc<Rules>,
     mark: Arc<Mark>,
     known: papaya::HashMap<String, Arc<Known>>,
     unknown: moka::sync::Cache<String, u64>,
@@ -150,10 +153,16 @@ struct Known {
 }
 
 impl ApiKeys {
-    pub(super) fn new(store: Arc<dyn Store>, watch: Arc<ChangeWatch>, clock: Clock, pepper: Pepper) -> Self {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        watch: Arc<ChangeWatch>,
+        clock: Clock,
+        pepper: Pepper,
+        rules: Arc<Rules>,
+    ) -> Self {
         let mark = watch.mark(None);
         let unknown = moka::sync::Cache::new(UNKNOWN_IDS_MAX);
-        Self { store, watch, clock, pepper, mark, known: papaya::HashMap::new(), unknown }
+        Self { store, watch, clock, pepper, rules, mark, known: papaya::HashMap::new(), unknown }
     }
 
     pub(super) fn pepper(&self) -> &Pepper {
@@ -187,17 +196,12 @@ impl ApiKeys {
             self.unknown.insert(id.to_owned(), seen_mark);
             return Err(unknown);
         };
-        let principal_id = format!("api-key:{id}").parse().map_err(|_| AuthenticationError::Malformed)?;
+        let principal = self.rules.of_api_key(&record).ok_or(AuthenticationError::Malformed)?;
         let known = Arc::new(Known {
             secret_hash: record.secret_hash,
             expires_at: record.expires_at,
             revoked: record.revoked_at.is_some(),
-            principal: Arc::new(Principal {
-                id: principal_id,
-                tenants: record.tenants,
-                verbs: record.verbs,
-                attributes: Attributes::api_key(),
-            }),
+            principal: Arc::new(principal),
             seen_mark,
         });
         self.known.pin().insert(id.to_owned(), Arc::clone(&known));

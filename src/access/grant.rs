@@ -3,8 +3,11 @@
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
+use envelope::EncryptionContext;
+
+use super::rules::{Scope, Unmet};
 use super::{Circumstances, Forbidden, Principal, ServiceContext};
-use crate::tenant::{PrincipalId, TenantId, Verb};
+use crate::tenant::{KeyName, PrincipalId, TenantId, Verb};
 
 /// Leave to do one kind of thing for one tenant. It cannot be made outside this room.
 pub struct Permit<V> {
@@ -78,6 +81,24 @@ impl<V> Permit<V> {
     }
 }
 
+impl<V: PermitVerb> Permit<V> {
+    /// Whether the leave goes so far as this key and this context. Every operation asks once it knows both, before
+    /// it uses the key.
+    pub fn covers(&self, key: &KeyName, context: &EncryptionContext) -> Result<(), Forbidden> {
+        self.principal.covers(V::VERB, &self.tenant, key, context)
+    }
+
+    /// Whether [`Permit::covers`] has to be asked with the context: whether it goes so far as this key cannot be
+    /// said without. An operation that could do without the context then asks for it all the same, and checks that
+    /// it is the right one.
+    pub fn needs_context(&self, key: &KeyName) -> bool {
+        let free = |scope: &Scope| scope.covers_key(key) && scope.context.is_empty();
+        let mut held = self.principal.grants.iter().filter(|grant| grant.holds(V::VERB, &self.tenant));
+        let mut narrowing = self.principal.restrictions.iter().filter(|r| r.verbs.contains(&V::VERB));
+        !(held.any(|grant| free(&grant.role.scope)) && narrowing.all(|narrow| free(&narrow.scope)))
+    }
+}
+
 /// Leave to administer the service: it names no tenant, and is no leave to use anybody's keys.
 pub struct Operate {
     principal: Arc<Principal>,
@@ -114,7 +135,7 @@ impl Principal {
         if !self.may(V::VERB) {
             return Err(Forbidden::Verb(V::VERB));
         }
-        let tenant = match (named, self.tenants.as_slice()) {
+        let tenant = match (named, self.tenants()) {
             (Some(named), held) => {
                 held.iter().find(|tenant| tenant.as_str() == named).ok_or(Forbidden::Tenant)?
             }
@@ -122,6 +143,9 @@ impl Principal {
             (None, []) => return Err(Forbidden::NoTenant),
             (None, _) => return Err(Forbidden::TenantNotNamed),
         };
+        if !self.holds(V::VERB, tenant) {
+            return Err(Forbidden::Verb(V::VERB));
+        }
         Ok(Permit {
             principal: Arc::clone(self),
             tenant: tenant.clone(),
@@ -132,8 +156,7 @@ impl Principal {
 
     /// Leave to administer this tenant: for who holds it with the verb `admin`, and for who operates the service.
     pub fn permit_admin(self: &Arc<Self>, tenant: &TenantId) -> Result<Permit<AdminOf>, Forbidden> {
-        let holds = self.may(Verb::Admin) && self.tenants.contains(tenant);
-        if holds || self.may(Verb::Operate) {
+        if self.holds(Verb::Admin, tenant) || self.may(Verb::Operate) {
             return Ok(Permit {
                 principal: Arc::clone(self),
                 tenant: tenant.clone(),
@@ -141,6 +164,7 @@ impl Principal {
                 verb: PhantomData,
             });
         }
+        // One who administers another tenant is not told whether this one exists.
         Err(if self.may(Verb::Admin) { Forbidden::Tenant } else { Forbidden::Verb(Verb::Admin) })
     }
 
@@ -154,7 +178,7 @@ impl Principal {
     }
 
     /// Whether this caller may give an API key these tenants and verbs: an operator may give any, an administrator
-    /// only tenants that he holds and never `operate`. Nobody can raise himself by making a key.
+    /// only tenants that he administers and never `operate`. Nobody can raise himself by making a key.
     pub fn may_grant(&self, tenants: &[TenantId], verbs: &[Verb]) -> Result<(), Forbidden> {
         if self.may(Verb::Operate) {
             return Ok(());
@@ -162,10 +186,107 @@ impl Principal {
         if verbs.contains(&Verb::Operate) {
             return Err(Forbidden::Verb(Verb::Operate));
         }
-        if tenants.iter().all(|tenant| self.tenants.contains(tenant)) {
+        if tenants.iter().all(|tenant| self.holds(Verb::Admin, tenant)) {
             Ok(())
         } else {
             Err(Forbidden::Tenant)
+        }
+    }
+
+    /// The decision about a call, once all of it is known: a grant covers it, and every restriction that applies.
+    fn covers(
+        &self,
+        verb: Verb,
+        tenant: &TenantId,
+        key: &KeyName,
+        context: &EncryptionContext,
+    ) -> Result<(), Forbidden> {
+        let mut lacking = None;
+        let granted = self.grants.iter().filter(|grant| grant.holds(verb, tenant)).any(|grant| {
+            let unmet = grant.role.scope.unmet(key, context);
+            let covered = unmet.is_none();
+            // Of two grants that do not cover, the one that is for this key says more.
+            if lacking.is_none() || unmet.as_ref().is_some_and(|unmet| *unmet != Unmet::Key) {
+                lacking = unmet;
+            }
+            covered
+        });
+        let mut narrowed = self.restrictions.iter().filter(|restriction| restriction.verbs.contains(&verb));
+        let unmet = if granted {
+            narrowed.find_map(|restriction| restriction.scope.unmet(key, context))
+        } else {
+            Some(lacking.unwrap_or(Unmet::Key))
+        };
+        match unmet {
+            None => Ok(()),
+            Some(Unmet::Key) => Err(Forbidden::Key(verb)),
+            Some(Unmet::Context(_)) => Err(Forbidden::Context(verb)),
+        }
+    }
+
+    /// Whether a call would be allowed, and why: a line for each thing that speaks for or against it.
+    pub fn explain(
+        self: &Arc<Self>,
+        verb: Verb,
+        tenant: &TenantId,
+        key: &KeyName,
+        context: &EncryptionContext,
+    ) -> Explanation {
+        let mut reasons = Vec::new();
+        for grant in &self.grants {
+            let says = if !grant.role.verbs.contains(&verb) {
+                format!("does not grant '{verb}'")
+            } else if !grant.tenants.contains(tenant) && verb != Verb::Operate {
+                format!("is not for the tenant '{tenant}'")
+            } else {
+                grant.role.scope.unmet(key, context).map_or_else(
+                    || "covers this call".to_owned(),
+                    |unmet| describe(&unmet, &grant.role.scope, key),
+                )
+            };
+            reasons.push(format!("{} {says}", grant.role.name));
+        }
+        if self.grants.is_empty() {
+            reasons.push("nothing grants this principal anything".to_owned());
+        }
+        for restriction in self.restrictions.iter().filter(|r| r.verbs.contains(&verb)) {
+            let unmet = restriction.scope.unmet(key, context);
+            let says = unmet
+                .map_or_else(|| "allows it".to_owned(), |unmet| describe(&unmet, &restriction.scope, key));
+            reasons.push(format!("{} {says}", restriction.name));
+        }
+        let outcome = match verb {
+            Verb::Operate => self.permit_operate().map(|_| ()),
+            Verb::Admin => self.permit_admin(tenant).map(|_| ()),
+            _ if !self.holds(verb, tenant) => {
+                Err(if self.may(verb) { Forbidden::Tenant } else { Forbidden::Verb(verb) })
+            }
+            _ => self.covers(verb, tenant, key, context),
+        };
+        Explanation { outcome, reasons }
+    }
+}
+
+/// Why a call would be allowed or refused.
+#[derive(Debug)]
+pub struct Explanation {
+    /// The decision.
+    pub outcome: Result<(), Forbidden>,
+    /// What speaks for and against it.
+    pub reasons: Vec<String>,
+}
+
+fn describe(unmet: &Unmet, scope: &Scope, key: &KeyName) -> String {
+    match unmet {
+        Unmet::Key => {
+            let keys: Vec<String> = scope.keys.iter().flatten().map(ToString::to_string).collect();
+            format!("is for the keys {} and not for '{key}'", keys.join(", "))
+        }
+        Unmet::Context(name) => {
+            let condition = scope.context.iter().find(|condition| condition.name == *name);
+            let values: Vec<String> =
+                condition.iter().flat_map(|condition| &condition.values).map(ToString::to_string).collect();
+            format!("asks for the context pair {name:?} with one of the values {}", values.join(", "))
         }
     }
 }
@@ -173,14 +294,16 @@ impl Principal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::Attributes;
+    use crate::access::rules::{Grant, Role};
 
     fn principal(tenants: &[&str], verbs: &[Verb]) -> Arc<Principal> {
-        Arc::new(Principal {
-            id: "api-key:test".parse().unwrap(),
+        let grant = Grant {
             tenants: tenants.iter().map(|tenant| tenant.parse().unwrap()).collect(),
-            verbs: verbs.to_vec(),
-            attributes: crate::access::Attributes::api_key(),
-        })
+            role: Role::unlimited("test", verbs.to_vec()),
+        };
+        let id = "api-key:test".parse().unwrap();
+        Arc::new(Principal::new(id, vec![grant], vec![], Attributes::api_key()))
     }
 
     #[test]

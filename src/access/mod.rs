@@ -6,9 +6,16 @@
 pub mod api_key;
 mod attributes;
 mod circumstances;
+pub mod claims;
+pub mod client_cert;
 mod grant;
+mod issuer_keys;
+pub mod jwt;
+pub mod rules;
 
 use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
 use crate::store::watch::ChangeWatch;
@@ -18,19 +25,37 @@ use crate::tenant::{PrincipalId, TenantId, Verb};
 pub use api_key::{NewApiKey, Pepper, is_api_key_id};
 pub use attributes::Attributes;
 pub use circumstances::{Circumstances, ServiceContext};
-pub use grant::{AdminOf, Decrypt, Encrypt, Operate, Permit, PermitVerb, Rewrap};
+pub use grant::{AdminOf, Decrypt, Encrypt, Explanation, Operate, Permit, PermitVerb, Rewrap};
+use rules::{Grant, Restriction, Role, Rules};
 
 /// An authenticated caller and what it holds.
 #[derive(Debug)]
 pub struct Principal {
     id: PrincipalId,
+    grants: Vec<Grant>,
+    restrictions: Vec<Arc<Restriction>>,
     tenants: Vec<TenantId>,
     verbs: Vec<Verb>,
     attributes: Attributes,
 }
 
 impl Principal {
-    /// Who: `api-key:ID` for an API key.
+    fn new(
+        id: PrincipalId,
+        grants: Vec<Grant>,
+        restrictions: Vec<Arc<Restriction>>,
+        attributes: Attributes,
+    ) -> Self {
+        let mut tenants: Vec<TenantId> = grants.iter().flat_map(|grant| &grant.tenants).cloned().collect();
+        tenants.sort();
+        tenants.dedup();
+        let mut verbs: Vec<Verb> = grants.iter().flat_map(|grant| &grant.role.verbs).copied().collect();
+        verbs.sort();
+        verbs.dedup();
+        Self { id, grants, restrictions, tenants, verbs, attributes }
+    }
+
+    /// Who: `api-key:ID`, `jwt:ISSUER:SUBJECT` or `cert:NAME`.
     pub fn id(&self) -> &PrincipalId {
         &self.id
     }
@@ -40,12 +65,12 @@ impl Principal {
         &self.attributes
     }
 
-    /// The tenants that it holds.
+    /// The tenants in which it holds something.
     pub fn tenants(&self) -> &[TenantId] {
         &self.tenants
     }
 
-    /// What it may do with them.
+    /// The verbs that it holds in some tenant.
     pub fn verbs(&self) -> &[Verb] {
         &self.verbs
     }
@@ -55,13 +80,28 @@ impl Principal {
     pub fn local_operator() -> Arc<Self> {
         #[expect(clippy::expect_used, reason = "a constant that parses")]
         let id = "cli:local-operator".parse().expect("a valid principal");
+        let role = Role::unlimited("the command line", vec![Verb::Admin, Verb::Operate]);
         let attributes = Attributes { method: "cli", ..Attributes::default() };
-        Arc::new(Self { id, tenants: vec![], verbs: vec![Verb::Admin, Verb::Operate], attributes })
+        Arc::new(Self::new(id, vec![Grant { tenants: vec![], role }], vec![], attributes))
     }
 
     fn may(&self, verb: Verb) -> bool {
         self.verbs.contains(&verb)
     }
+
+    fn holds(&self, verb: Verb, tenant: &TenantId) -> bool {
+        self.grants.iter().any(|grant| grant.holds(verb, tenant))
+    }
+}
+
+/// What a request brings to show who sends it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Presented<'a> {
+    /// The bearer token of its `Authorization` header.
+    pub bearer: Option<&'a str>,
+    /// The certificates of its connection in DER, the client's own first; none where there is no client
+    /// certificate. The handshake has verified them.
+    pub certificates: &'a [Vec<u8>],
 }
 
 /// Why a caller is not let in. `Display` tells operators; what the caller is told is the edge's business.
@@ -76,6 +116,9 @@ pub enum AuthenticationError {
     /// Unknown, wrong, expired or revoked. The reason is for the audit record only.
     #[error("the credential is refused: {0}")]
     Refused(&'static str),
+    /// A token's issuer has not been reached for so long that its keys are no longer believed.
+    #[error("the keys of the token issuer '{0}' cannot be fetched")]
+    IssuerUnavailable(String),
     /// The registry cannot be asked.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -87,6 +130,14 @@ pub enum Forbidden {
     /// The verb is not granted.
     #[error("this credential is not granted the verb '{0}'")]
     Verb(Verb),
+    /// The verb is granted, and not with this key.
+    #[error("this credential is not granted the verb '{0}' with this key")]
+    Key(Verb),
+    /// The verb is granted, and not with this context.
+    #[error(
+        "this credential is granted the verb '{0}' only with certain encryption contexts, and this is none of them"
+    )]
+    Context(Verb),
     /// The tenant is not one that the credential holds, or does not exist: which of the two is nobody's business.
     #[error("this credential does not hold the tenant that the request names")]
     Tenant,
@@ -101,17 +152,49 @@ pub enum Forbidden {
 /// Decides who is let in. One for each process.
 pub struct Access {
     api_keys: api_key::ApiKeys,
+    tokens: jwt::Tokens,
+    certificates: Arc<client_cert::ClientCertificates>,
 }
 
 impl Access {
-    /// Access by the API keys in this store, whose secrets are hashed with `pepper`.
-    pub fn new(store: Arc<dyn Store>, watch: Arc<ChangeWatch>, clock: Clock, pepper: Pepper) -> Self {
-        Self { api_keys: api_key::ApiKeys::new(store, watch, clock, pepper) }
+    /// Access by these rules, and by the API keys in this store, whose secrets are hashed with `pepper`. Fails
+    /// where a token issuer cannot be spoken to as the rules say.
+    pub fn new(
+        store: Arc<dyn Store>,
+        watch: Arc<ChangeWatch>,
+        clock: Clock,
+        pepper: Pepper,
+        rules: Rules,
+    ) -> Result<Self, jwt::IssuerError> {
+        let rules = Arc::new(rules);
+        let tokens = jwt::Tokens::new(&clock, Arc::clone(&rules))?;
+        let certificates = Arc::new(client_cert::ClientCertificates::new(clock.clone(), Arc::clone(&rules)));
+        let api_keys = api_key::ApiKeys::new(store, watch, clock, pepper, rules);
+        Ok(Self { api_keys, tokens, certificates })
     }
 
-    /// Finds out who presents this bearer token.
-    pub async fn authenticate(&self, bearer: &str) -> Result<Arc<Principal>, AuthenticationError> {
-        self.api_keys.authenticate(bearer).await
+    /// Finds out who sends this. A bearer token counts more than the connection's certificate; a token that is not
+    /// good is not made good by a certificate.
+    pub async fn authenticate(
+        &self,
+        presented: Presented<'_>,
+    ) -> Result<Arc<Principal>, AuthenticationError> {
+        match presented.bearer {
+            Some(bearer) if bearer.starts_with(api_key::PREFIX) => self.api_keys.authenticate(bearer).await,
+            Some(bearer) => self.tokens.authenticate(bearer, presented.certificates).await,
+            None if presented.certificates.is_empty() => Err(AuthenticationError::Missing),
+            None => self.certificates.authenticate(presented.certificates),
+        }
+    }
+
+    /// Keeps the keys of token issuers fresh, until told to stop.
+    pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
+        self.tokens.keep(stop).await;
+    }
+
+    /// The client certificates that are believed.
+    pub fn certificates(&self) -> &Arc<client_cert::ClientCertificates> {
+        &self.certificates
     }
 
     /// Makes an API key. The token is in the answer and nowhere else: it cannot be shown again.

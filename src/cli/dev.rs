@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use zeroize::Zeroizing;
 
 use super::output;
-use crate::access::Principal;
+use crate::access::{Presented, Principal};
 use crate::app::{App, keyring_protection};
 use crate::clock::Clock;
 use crate::config::{Settings, Variables, write_new_secret};
@@ -27,17 +27,24 @@ pub(super) struct Welcome {
 }
 
 impl Welcome {
-    pub(super) fn text(&self, address: SocketAddr) -> String {
+    pub(super) fn text(&self, address: SocketAddr, settings: &Settings) -> String {
+        let scheme = if settings.tls.is_on() { "https" } else { "http" };
+        let base = format!("{scheme}://{address}");
+        let trust = if settings.tls.self_signed {
+            format!("--cacert {} ", settings.data_dir.join("tls-self-signed.pem").display())
+        } else {
+            String::new()
+        };
         let Some(token) = &self.token else {
             return format!(
-                "keyfold (development) on http://{address} - docs: http://{address}/docs - the API key is in {}",
+                "keyfold (development) on {base} - docs: {base}/docs - the API key is in {}",
                 self.token_file.display()
             );
         };
         format!(
-            "keyfold (development) on http://{address} - docs: http://{address}/docs\n\
+            "keyfold (development) on {base} - docs: {base}/docs\n\
              The API key of the tenant '{TENANT}' is shown this once, and kept in {file}:\n\n  {token}\n\n\
-             Try it:\n\n  curl http://{address}/v1/encrypt -H 'Authorization: Bearer {token}' \
+             Try it:\n\n  curl {trust}{base}/v1/encrypt -H 'Authorization: Bearer {token}' \
              -H 'Content-Type: application/json' -d '{{\"plaintext\":\"aGVsbG8=\"}}'\n",
             token = token.as_str(),
             file = self.token_file.display(),
@@ -70,7 +77,8 @@ pub(super) async fn open(
 /// The file is there from an earlier start: says so where its API key is not (or no longer) one of this registry's.
 async fn check_token(app: &App, file: &std::path::Path) {
     let token = std::fs::read_to_string(file).map(Zeroizing::new).unwrap_or_default();
-    if app.access.authenticate(token.trim_end()).await.is_err() {
+    if app.access.authenticate(Presented { bearer: Some(token.trim_end()), certificates: &[] }).await.is_err()
+    {
         output::note(format_args!(
             "the API key in {} is not valid: remove the file and start again to have a new one made",
             file.display()

@@ -1,5 +1,6 @@
 //! The command line. Errors go to people: what is wrong, where, what to do.
 
+mod access;
 mod api_key;
 mod check_config;
 mod dev;
@@ -58,6 +59,9 @@ enum Command {
     /// Manage API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
+    /// Tell who may do what, and why.
+    #[command(subcommand)]
+    Access(access::AccessCommand),
     /// Encrypt files of any size, through a service or straight against a KMS.
     Encrypt(files::EncryptArgs),
     /// Decrypt files of any size, through a service or straight against a KMS.
@@ -114,6 +118,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Keyring(command) => block_on(keyring::run(&common.settings(variables)?, command, variables)),
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
+        Command::Access(command) => block_on(access::run(&common.settings(variables)?, command)),
         Command::Encrypt(args) => files::encrypt(&common, args, variables),
         Command::Decrypt(args) => files::decrypt(&common, &args, variables),
         Command::Rewrap(args) => files::rewrap(&common, args, variables),

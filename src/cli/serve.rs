@@ -1,6 +1,7 @@
 //! `keyfold serve`
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -8,8 +9,10 @@ use clap::Args;
 
 use super::{Common, apply, dev, output};
 use crate::app::{App, Locking, harden};
+use crate::clock::Clock;
 use crate::config::{LogFormat, Settings, Variables};
 use crate::http::server::{self, ServerHandle};
+use crate::http::tls::Tls;
 use crate::telemetry;
 use crate::tenant::KekId;
 
@@ -25,11 +28,16 @@ pub(super) struct ServeArgs {
     /// Where to listen.
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
+    /// For trying it out: TLS with a certificate that is made at each start, and written to tls-self-signed.pem in
+    /// the data folder for clients to trust.
+    #[arg(long)]
+    tls_self_signed: bool,
 }
 
 pub(super) fn run(common: &Common, args: ServeArgs, variables: &Variables) -> anyhow::Result<()> {
     let mut settings = common.settings(variables)?;
     apply(&mut settings, args.listen);
+    settings.tls.self_signed |= args.tls_self_signed;
     settings.check_listener()?;
     if args.dev && variables.value("KEYFOLD_LOG__FORMAT").is_none() && common.config.is_none() {
         settings.log.format = LogFormat::Text;
@@ -56,7 +64,7 @@ async fn serve(
     let address = listener.local_addr()?;
     let app = if args.dev {
         let (app, welcome) = dev::open(&settings, variables, args.kek).await?;
-        output::note(welcome.text(address));
+        output::note(welcome.text(address, &settings));
         app
     } else {
         App::open(&settings, variables, false).await?
@@ -73,11 +81,39 @@ async fn serve(
             "this processor has no AES instructions: encryption runs in software, some 20 times slower"
         );
     }
-    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "ready");
-    let served = server::serve(listener, app.router.clone(), &settings.http.server(), handle).await;
+    let tls = open_tls(&settings, address, &app)?;
+    let unix = settings.listen_unix.as_deref().map(server::bind_unix).transpose();
+    let unix = unix.context("cannot listen on the unix socket that listen_unix names")?;
+    tracing::info!(%address, tls = tls.is_some(), version = env!("CARGO_PKG_VERSION"), "ready");
+    let (router, options) = (app.router.clone(), settings.http.server());
+    let local = async {
+        match unix {
+            Some(unix) => server::serve_unix(unix, router.clone(), &options, handle.clone()).await,
+            None => Ok(()),
+        }
+    };
+    let network = async {
+        match &tls {
+            Some(tls) => server::serve_tls(listener, router.clone(), tls, &options, handle.clone()).await,
+            None => server::serve(listener, router.clone(), &options, handle.clone()).await,
+        }
+    };
+    let served = tokio::try_join!(network, local).map(|_| ());
+    if let Some(path) = &settings.listen_unix {
+        // A socket that nobody listens on only misleads.
+        let _ = std::fs::remove_file(path);
+    }
     app.stop().await;
     tracing::info!("stopped");
     served.context("the listener failed")
+}
+
+fn open_tls(settings: &Settings, address: SocketAddr, app: &App) -> anyhow::Result<Option<Arc<Tls>>> {
+    let Some(options) = settings.tls.options(address, &settings.data_dir) else { return Ok(None) };
+    let tls = Tls::open(options, Clock::system(), Arc::clone(app.access.certificates()))?;
+    let tls = Arc::new(tls);
+    app.lifecycle.tracker.spawn(Arc::clone(&tls).watch(app.lifecycle.soft.clone()));
+    Ok(Some(tls))
 }
 
 fn stop_with(app: &App, handle: &ServerHandle, grace: Duration) {

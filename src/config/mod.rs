@@ -3,9 +3,11 @@
 //! In order of precedence: flags, the environment (`KEYFOLD_HTTP__BODY_BYTES_MAX=...`), the configuration file, the
 //! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
 
+mod access;
 mod aws;
 mod memory;
 mod secrets;
+mod tls;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,9 +16,14 @@ use std::path::{Path, PathBuf};
 use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
 
+pub use access::{
+    AccessSettings, CertificateSettings, ConditionSettings, GrantSettings, IssuerSettings,
+    RequiredClaimSettings, RestrictionSettings, RoleSettings,
+};
 pub use aws::AwsSettings;
 pub use memory::{LockMemory, MemorySettings};
 pub use secrets::{SecretError, Secrets, write_new_secret};
+pub use tls::{ClientCertificateDemand, TlsSettings, TlsVersion};
 
 /// Everything that can be configured.
 #[derive(Clone, Debug, Deserialize)]
@@ -24,12 +31,16 @@ pub use secrets::{SecretError, Secrets, write_new_secret};
 pub struct Settings {
     /// Where to listen. Default `127.0.0.1:8600`.
     pub listen: SocketAddr,
+    /// A unix socket to listen on as well; none where nothing is said.
+    pub listen_unix: Option<PathBuf>,
     /// Where the service keeps its data. Default `./keyfold-data`.
     pub data_dir: PathBuf,
     /// Which listeners may speak HTTP without TLS. Default `loopback-only`.
     pub plaintext_http: PlaintextHttp,
     /// How long requests in flight may take after the signal to stop, in seconds. Default 30.
     pub shutdown_secs_max: u64,
+    /// TLS.
+    pub tls: TlsSettings,
     /// The edge.
     pub http: HttpSettings,
     /// What of a request goes into its encryption context: the `[[context]]` entries. Default none.
@@ -58,9 +69,11 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8600)),
+            listen_unix: None,
             data_dir: PathBuf::from("keyfold-data"),
             plaintext_http: PlaintextHttp::default(),
             shutdown_secs_max: 30,
+            tls: TlsSettings::default(),
             http: HttpSettings::default(),
             context: crate::http::ContextRules::default(),
             pool: PoolSettings::default(),
@@ -209,6 +222,10 @@ pub struct HttpSettings {
     pub head_bytes_max: usize,
     /// How many requests one HTTP/2 connection may have open at once.
     pub streams_max: u32,
+    /// How many connections may be open at once.
+    pub connections_max: usize,
+    /// How long a connection may be open without use.
+    pub connection_idle_secs_max: u64,
 }
 
 impl Default for HttpSettings {
@@ -230,6 +247,8 @@ impl Default for HttpSettings {
             head_secs_max: server.head_secs_max,
             head_bytes_max: server.head_bytes_max,
             streams_max: server.streams_max,
+            connections_max: server.connections_max,
+            connection_idle_secs_max: server.connection_idle_secs_max,
         }
     }
 }
@@ -263,6 +282,8 @@ impl HttpSettings {
             head_secs_max: self.head_secs_max,
             head_bytes_max: self.head_bytes_max,
             streams_max: self.streams_max,
+            connections_max: self.connections_max,
+            connection_idle_secs_max: self.connection_idle_secs_max,
         }
     }
 }
@@ -293,15 +314,6 @@ pub struct KeyringSettings {
     /// A file that holds the passphrase, for where the environment variable `KEYFOLD_KEYRING_PASSPHRASE` is not
     /// wanted.
     pub passphrase_file: Option<PathBuf>,
-}
-
-/// Credentials.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AccessSettings {
-    /// A file of 32 or more random bytes that go into the hash of every API key. Default `pepper` in the data
-    /// folder, made at first start. All replicas on one registry need the same.
-    pub pepper_file: Option<PathBuf>,
 }
 
 /// The log.
@@ -417,7 +429,16 @@ impl Settings {
         at_least("http.transfers_max", self.http.transfers_max as u64, 1)?;
         at_least("http.transfer_bytes_max", self.http.transfer_bytes_max, 1_024)?;
         at_least("http.idle_secs_max", self.http.idle_secs_max, 1)?;
-        at_least("http.streams_max", u64::from(self.http.streams_max), 1)
+        at_least("http.streams_max", u64::from(self.http.streams_max), 1)?;
+        at_least("http.connections_max", self.http.connections_max as u64, 1)?;
+        // A connection whose answer is still being made, or whose transfer may go on, must not look idle.
+        let busy_secs_max = self.http.request_secs_max.max(self.http.idle_secs_max);
+        at_least("http.connection_idle_secs_max", self.http.connection_idle_secs_max, busy_secs_max)?;
+        at_least("access.token_bytes_max", self.access.token_bytes_max as u64, 256)?;
+        at_least("access.certificate_recheck_secs", self.access.certificate_recheck_secs, 1)?;
+        self.tls.check()?;
+        self.access.rules()?;
+        Ok(())
     }
 
     /// The edge's options.
@@ -442,12 +463,15 @@ impl Settings {
 
     /// Refuses to speak plain HTTP to the network, unless the operator has said so in so many words.
     pub fn check_listener(&self) -> Result<(), ConfigError> {
-        if self.listen.ip().is_loopback() || self.plaintext_http == PlaintextHttp::EverywhereUnprotected {
+        if self.tls.is_on()
+            || self.listen.ip().is_loopback()
+            || self.plaintext_http == PlaintextHttp::EverywhereUnprotected
+        {
             return Ok(());
         }
         Err(ConfigError::Invalid(format!(
             "{} is not a loopback address, and without TLS plaintext and API keys would cross the network \
-             unprotected. Listen on 127.0.0.1, or, where something in front of keyfold does TLS, set \
+             unprotected. Set tls.certificate_file and tls.key_file, or listen on 127.0.0.1, or, where something in front of keyfold does TLS, set \
              plaintext_http = \"everywhere-unprotected\"",
             self.listen
         )))

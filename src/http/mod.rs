@@ -9,12 +9,14 @@
 //! A route cannot be declared without its limits and its guard: `Route` has no defaults.
 
 mod bulk;
+mod connection;
 mod handlers;
 mod json;
 mod middleware;
 mod openapi;
 pub mod problem;
 pub mod server;
+pub mod tls;
 mod transfer;
 
 use std::sync::Arc;

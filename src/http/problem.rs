@@ -54,6 +54,8 @@ pub enum Code {
     KmsUnavailable,
     /// The registry cannot be reached.
     StoreUnavailable,
+    /// The keys of a token's issuer cannot be fetched.
+    IssuerUnavailable,
     /// Too much at once.
     Overloaded,
     /// It took too long.
@@ -94,7 +96,7 @@ impl Code {
                 S::UNAUTHORIZED,
                 "A valid credential is needed",
                 false,
-                "send a valid API key as Authorization: Bearer kf_...",
+                "send a valid API key or token as Authorization: Bearer ..., or a client certificate that this service knows",
             ),
             Self::ContextLimit => Meaning(
                 "context_limit",
@@ -201,6 +203,13 @@ impl Code {
                 "The registry cannot be reached",
                 true,
                 "the registry of keys cannot be reached",
+            ),
+            Self::IssuerUnavailable => Meaning(
+                "issuer_unavailable",
+                S::SERVICE_UNAVAILABLE,
+                "The token's issuer cannot be reached",
+                true,
+                "the keys of the token's issuer cannot be fetched, so the token cannot be checked",
             ),
             Self::Overloaded => Meaning(
                 "overloaded",
@@ -326,6 +335,7 @@ impl From<AuthenticationError> for Problem {
     fn from(error: AuthenticationError) -> Self {
         match error {
             AuthenticationError::Store(error) => error.into(),
+            AuthenticationError::IssuerUnavailable(_) => Self::internal(Code::IssuerUnavailable, &error),
             // One answer for every reason: which of id, secret, expiry or revocation it was helps only a guesser.
             refused => Self {
                 internal: Some(refused.to_string()),

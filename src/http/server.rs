@@ -1,26 +1,43 @@
-//! The listener: HTTP/1.1 and HTTP/2 over a socket that is already bound.
+//! The listeners: HTTP/1.1 and HTTP/2 over sockets that are already bound.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::time::Duration;
 
 use axum::Router;
-use axum_server::Handle;
-use axum_server::accept::NoDelayAcceptor;
+use axum_server::accept::{DefaultAcceptor, NoDelayAcceptor};
+use axum_server::tls_rustls::RustlsAcceptor;
+use axum_server::{Address, Handle, Server};
+
+use super::connection::Bounded;
+use super::tls::Tls;
 
 /// The listener's limits.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How long a client may take to send a request's head, in seconds. Default 10.
+    /// How long a client may take to send a request's head, in seconds: its first; a later one on the same
+    /// connection has `connection_idle_secs_max`. Default 10.
     pub head_secs_max: u64,
     /// The largest head of a request, in bytes: 8,192 or more. Default 32 KiB.
     pub head_bytes_max: usize,
     /// How many requests one HTTP/2 connection may have open at once. Default 128.
     pub streams_max: u32,
+    /// How many connections a listener may have open at once; further ones are closed at once. Default 4,096.
+    pub connections_max: usize,
+    /// How long a connection may be open without a request or a body's bytes, in seconds: it is closed after that,
+    /// and before twice that. No less than a request may take. Default 60.
+    pub connection_idle_secs_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { head_secs_max: 10, head_bytes_max: 32 << 10, streams_max: 128 }
+        Self {
+            head_secs_max: 10,
+            head_bytes_max: 32 << 10,
+            streams_max: 128,
+            connections_max: 4_096,
+            connection_idle_secs_max: 60,
+        }
     }
 }
 
@@ -30,53 +47,111 @@ pub fn use_crypto_provider() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-/// Stops a server that runs.
+/// Stops listeners that run.
 #[derive(Clone)]
-pub struct ServerHandle(Handle<SocketAddr>);
+pub struct ServerHandle {
+    tcp: Handle<SocketAddr>,
+    unix: Handle<UnixAddr>,
+}
 
 impl ServerHandle {
     /// Takes no more connections, lets what is in flight finish within `grace`, then ends.
     pub fn stop(&self, grace: Duration) {
-        self.0.graceful_shutdown(Some(grace));
+        self.tcp.graceful_shutdown(Some(grace));
+        self.unix.graceful_shutdown(Some(grace));
     }
 
     /// Ends at once.
     pub fn abort(&self) {
-        self.0.shutdown();
+        self.tcp.shutdown();
+        self.unix.shutdown();
     }
 
     /// How many connections are open.
     pub fn connections(&self) -> usize {
-        self.0.connection_count()
+        self.tcp.connection_count() + self.unix.connection_count()
     }
 }
 
 impl Default for ServerHandle {
     fn default() -> Self {
-        Self(Handle::new())
+        Self { tcp: Handle::new(), unix: Handle::new() }
     }
 }
 
-/// Serves until the handle stops it.
+/// Serves HTTP without TLS until the handle stops it.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     options: &Options,
     handle: ServerHandle,
 ) -> std::io::Result<()> {
+    let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
+    let server = server.acceptor(bounded(NoDelayAcceptor::new(), options));
+    server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
+}
+
+/// Serves HTTP over TLS until the handle stops it.
+pub async fn serve_tls(
+    listener: TcpListener,
+    router: Router,
+    tls: &Tls,
+    options: &Options,
+    handle: ServerHandle,
+) -> std::io::Result<()> {
+    let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
+    let acceptor = RustlsAcceptor::new(tls.config())
+        .handshake_timeout(tls.handshake_time_max())
+        .acceptor(NoDelayAcceptor::new());
+    let server = server.acceptor(bounded(acceptor, options));
+    server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
+}
+
+/// Serves HTTP on a unix socket until the handle stops it.
+pub async fn serve_unix(
+    listener: UnixListener,
+    router: Router,
+    options: &Options,
+    handle: ServerHandle,
+) -> std::io::Result<()> {
+    let server = limited(axum_server::from_unix(listener)?, options).handle(handle.unix);
+    let server = server.acceptor(bounded(DefaultAcceptor::new(), options));
+    server.serve(router.into_make_service()).await
+}
+
+/// Binds a unix socket that its owner and group can use. The socket of a process that is gone is replaced; that of
+/// one that listens is not.
+pub fn bind_unix(path: &std::path::Path) -> std::io::Result<UnixListener> {
+    use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+fn bounded<A>(acceptor: A, options: &Options) -> Bounded<A> {
+    Bounded::new(acceptor, options.connections_max, Duration::from_secs(options.connection_idle_secs_max))
+}
+
+fn limited<A: Address, Acc>(server: Server<A, Acc>, options: &Options) -> Server<A, Acc> {
     let head_time = Duration::from_secs(options.head_secs_max);
-    let mut server = axum_server::from_tcp(listener)?
-        .acceptor(NoDelayAcceptor::new())
-        .handle(handle.0)
-        // Bounds a connection that sends nothing at all, before it is known which protocol it will speak.
-        .first_request_timeout(head_time);
+    let idle_time = Duration::from_secs(options.connection_idle_secs_max);
+    // Bounds a connection that sends nothing at all, before it is known which protocol it will speak.
+    let mut server = server.first_request_timeout(head_time);
     let builder = server.http_builder();
-    builder.http1().header_read_timeout(head_time).max_buf_size(options.head_bytes_max.max(8_192));
+    // This time runs from the answer before, so it is also how long a connection may be kept for later use.
+    builder
+        .http1()
+        .header_read_timeout(head_time.max(idle_time))
+        .max_buf_size(options.head_bytes_max.max(8_192));
     builder
         .http2()
         .max_concurrent_streams(options.streams_max)
         .max_header_list_size(u32::try_from(options.head_bytes_max).unwrap_or(u32::MAX))
         .keep_alive_interval(head_time)
         .keep_alive_timeout(head_time);
-    server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
+    server
 }

@@ -71,7 +71,7 @@ impl Encryptor<'_> {
     async fn seal(&mut self, mut request: Encryption<'_>) -> Result<Encrypted, OperationError> {
         let context = std::mem::take(&mut request.context);
         let (tenant, service) = (self.permit.tenant(), self.permit.service_context());
-        let context = message_context(context, service, tenant, &request.key)?;
+        let context = message_context(context, self.permit, &request.key)?;
         request.plaintext.check()?;
         let bytes = request.plaintext.bytes_max() as u64;
         let scope = |key: &KeyName| scope(tenant, key, service);

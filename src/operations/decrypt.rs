@@ -72,7 +72,7 @@ pub(super) fn open_with(
     request: Decryption,
 ) -> Result<Decrypted, OperationError> {
     let key = opening.scope.key.clone();
-    let context = message_context(request.context, permit.service_context(), permit.tenant(), &key)?;
+    let context = message_context(request.context, permit, &key)?;
     let rewrap_advised = opening.outdated(head);
     let mut buffer = Zeroizing::new(request.envelope);
     let plaintext_bytes = open_in_place(&opening.key, &context, &mut buffer)?.len();

@@ -69,7 +69,7 @@ impl Operations {
     ) -> Result<Encrypted, OperationError> {
         let context = std::mem::take(&mut request.context);
         let service = permit.service_context();
-        let context = message_context(context, service, permit.tenant(), &request.key)?;
+        let context = message_context(context, permit, &request.key)?;
         request.plaintext.check()?;
         let scope = scope(permit.tenant(), &request.key, service);
         let sealing = self.pool.to_encrypt(&scope, request.plaintext.bytes_max() as u64).await?;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use envelope::{ContextError, EncryptionContext, FormatError, OpenError, Salt, SealError};
 
-use crate::access::{Access, Forbidden, ServiceContext};
+use crate::access::{Access, Forbidden, Permit, PermitVerb, ServiceContext};
 use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::pool::{DekPool, PoolError};
@@ -161,13 +161,14 @@ impl From<OpenError> for OperationError {
 }
 
 /// The context of a message: the caller's pairs, those that the configuration takes from the request, and the
-/// service's own. The caller can neither set nor leave out any but his.
-fn message_context(
+/// service's own. The caller can neither set nor leave out any but his. Only for whom the permit covers this key with
+/// this context.
+fn message_context<V: PermitVerb>(
     caller: EncryptionContext,
-    service: &ServiceContext,
-    tenant: &TenantId,
+    permit: &Permit<V>,
     key: &KeyName,
 ) -> Result<EncryptionContext, OperationError> {
+    let service = permit.service_context();
     let quoted = |name: &str| name.chars().take(80).collect();
     if let Some((name, _)) = caller.iter().find(|(name, _)| EncryptionContext::is_reserved(name)) {
         return Err(OperationError::ReservedContext(quoted(name)));
@@ -180,8 +181,9 @@ fn message_context(
     for (name, value) in service.iter() {
         context.insert(name, value)?;
     }
-    context.insert("keyfold:tenant", tenant.as_str())?;
+    context.insert("keyfold:tenant", permit.tenant().as_str())?;
     context.insert("keyfold:key", key.as_str())?;
+    permit.covers(key, &context)?;
     Ok(context)
 }
 

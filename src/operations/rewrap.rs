@@ -7,7 +7,7 @@ use envelope::{
 use zeroize::Zeroizing;
 
 use super::{OperationError, Operations, message_context, new_salt};
-use crate::access::{Permit, Rewrap};
+use crate::access::{Forbidden, Permit, Rewrap};
 use crate::pool::{Opening, Sealing};
 use crate::store::EnvelopeWeight;
 use crate::tenant::Verb;
@@ -16,7 +16,8 @@ use crate::tenant::Verb;
 pub struct Rewrapping {
     /// The envelope.
     pub envelope: Vec<u8>,
-    /// The caller's context, the same as on encryption. [`RewrapMode::WrappedKey`] does not look at it.
+    /// The caller's context, the same as on encryption. [`RewrapMode::WrappedKey`] looks at
+    /// it only where the permit depends on it.
     pub context: EncryptionContext,
     /// How far it may go.
     pub mode: RewrapMode,
@@ -30,7 +31,8 @@ pub enum RewrapMode {
     /// Whatever is needed: where the data key is retired, the message is sealed again under the active one.
     #[default]
     Auto,
-    /// Only the wrapped-key section is ever replaced: no message is decrypted and no context is needed.
+    /// Only the wrapped-key section is ever replaced: no message is decrypted, and no context is needed, but for
+    /// callers who may rewrap only with certain contexts.
     WrappedKey,
 }
 
@@ -91,6 +93,12 @@ impl Operations {
     ) -> Result<NewHead, OperationError> {
         let head = inspect(beginning)?;
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
+        let key = &opening.scope.key;
+        if permit.needs_context(key) {
+            permit.covers(key, &EncryptionContext::new())?;
+            // A head alone does not show what its message was bound to.
+            return Err(Forbidden::Context(Verb::Rewrap).into());
+        }
         let section = opening.section(weight);
         let (new, replaces_bytes) = replace_head(beginning, &section)?;
         Ok(NewHead {
@@ -176,14 +184,16 @@ pub(super) fn renew_in_place(
     request: Rewrapping,
 ) -> Result<Renewed, OperationError> {
     let Rewrapping { envelope, context, mode, weight } = request;
-    if mode == RewrapMode::WrappedKey {
+    let blind = mode == RewrapMode::WrappedKey;
+    // Who may rewrap only with certain contexts shows that it is one of them, whatever the mode.
+    if blind && !permit.needs_context(&opening.scope.key) {
         return replace_section(envelope, head, opening, weight).map(Renewed::Whole);
     }
-    let context = message_context(context, permit.service_context(), permit.tenant(), &opening.scope.key)?;
+    let context = message_context(context, permit, &opening.scope.key)?;
     if !matches_commitment(&opening.key, &context, head) {
         return Err(OperationError::ContextMismatch);
     }
-    if opening.active {
+    if blind || opening.active {
         return replace_section(envelope, head, opening, weight).map(Renewed::Whole);
     }
     let mut envelope = Zeroizing::new(envelope);

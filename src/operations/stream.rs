@@ -110,8 +110,7 @@ impl Operations {
         source: &mut impl Source,
         sink: &mut impl Sink,
     ) -> Result<(), OperationError> {
-        let context =
-            message_context(request.context, permit.service_context(), permit.tenant(), &request.key)?;
+        let context = message_context(request.context, permit, &request.key)?;
         let scope = scope(permit.tenant(), &request.key, permit.service_context());
         let sealing = self.pool.to_encrypt(&scope, 0).await?;
         let section = sealing.section(request.weight);
@@ -157,7 +156,7 @@ impl Operations {
         let (head, body) = read_head(source).await?;
         let service = permit.service_context();
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
-        let context = message_context(request.context, service, permit.tenant(), &opening.scope.key)?;
+        let context = message_context(request.context, permit, &opening.scope.key)?;
         let mut opener = Opener::new(&opening.key, &context, &head)?;
         sink.begin(Begun {
             key: opening.scope.key.clone(),
@@ -205,12 +204,14 @@ impl Operations {
         let (head, body) = read_head(source).await?;
         let service = permit.service_context();
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
-        let context = match request.mode {
-            RewrapMode::WrappedKey => None,
-            RewrapMode::Auto => Some(checked_context(request.context, permit, &opening, &head)?),
+        let blind = request.mode == RewrapMode::WrappedKey;
+        let context = if blind && !permit.needs_context(&opening.scope.key) {
+            None
+        } else {
+            Some(checked_context(request.context, permit, &opening, &head)?)
         };
         match context {
-            Some(context) if !opening.active => {
+            Some(context) if !opening.active && !blind => {
                 self.seal_stream_again(&opening, &context, request.weight, (&head, body), source, sink).await
             }
             _ => pass_on(&opening, request.weight, (&head, body), source, sink).await,
@@ -256,7 +257,7 @@ fn checked_context(
     opening: &Opening,
     head: &Head,
 ) -> Result<EncryptionContext, OperationError> {
-    let context = message_context(context, permit.service_context(), permit.tenant(), &opening.scope.key)?;
+    let context = message_context(context, permit, &opening.scope.key)?;
     if matches_commitment(&opening.key, &context, head) {
         Ok(context)
     } else {

@@ -11,6 +11,7 @@ use reqwest::{Client, ClientBuilder, Method};
 use serde_json::{Value, json};
 
 use crate::contract;
+use crate::pki::Issued;
 
 /// A client with, or without, a credential.
 #[derive(Clone)]
@@ -27,7 +28,7 @@ const TIME_MAX: Duration = Duration::from_secs(60);
 fn builder() -> ClientBuilder {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
-        // Nobody speaks TLS here, but the client wants to be able to.
+        // The client's own default would be none.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     });
     Client::builder().no_proxy().timeout(TIME_MAX)
@@ -37,6 +38,27 @@ impl Caller {
     pub(crate) fn new(address: SocketAddr, token: Option<String>) -> Self {
         let client = builder().build().unwrap();
         Self { client, url: format!("http://{address}"), headers: Arc::default(), token }
+    }
+
+    /// A caller over TLS, who trusts this authority and has this certificate, if any.
+    pub(crate) fn over_tls(
+        address: SocketAddr,
+        authority: &str,
+        own: Option<&Issued>,
+        token: Option<String>,
+    ) -> Self {
+        let authority = reqwest::Certificate::from_pem(authority.as_bytes()).unwrap();
+        let mut builder = builder().tls_certs_only([authority]);
+        if let Some(own) = own {
+            let pem = format!("{}{}", own.certificate, own.key);
+            builder = builder.identity(reqwest::Identity::from_pem(pem.as_bytes()).unwrap());
+        }
+        Self {
+            client: builder.build().unwrap(),
+            url: format!("https://{address}"),
+            headers: Arc::default(),
+            token,
+        }
     }
 
     /// The same caller over HTTP/2.

@@ -12,7 +12,7 @@ pub(crate) static DOCUMENT: LazyLock<Value> =
 
 /// Every problem: its code, status, and whether the same request may succeed later. A copy on purpose: programs are
 /// written against it, and a change of the table in the service must not go unnoticed.
-pub(crate) const PROBLEMS: [(&str, u16, bool); 21] = [
+pub(crate) const PROBLEMS: [(&str, u16, bool); 22] = [
     ("malformed_request", 400, false),
     ("malformed_envelope", 400, false),
     ("reserved_context", 400, false),
@@ -32,6 +32,7 @@ pub(crate) const PROBLEMS: [(&str, u16, bool); 21] = [
     ("internal_error", 500, false),
     ("kms_unavailable", 503, true),
     ("store_unavailable", 503, true),
+    ("issuer_unavailable", 503, true),
     ("overloaded", 503, true),
     ("deadline_exceeded", 504, true),
 ];

@@ -34,7 +34,7 @@ const ROOMS: &[Room] = &[
             "operations",
             "rotation",
             "tenant",
-            "clock::Timestamp",
+            "clock",
             "kms::KmsError",
             "pool::PoolError",
             "store::ApiKeyRecord",
@@ -80,7 +80,10 @@ const ROOMS: &[Room] = &[
     Room(
         "cli",
         &[
+            "access::Presented",
             "access::Principal",
+            "access::client_cert",
+            "access::rules",
             "app",
             "clock",
             "config",
@@ -133,8 +136,13 @@ const GUARDED: &[Guarded] = &[
     Guarded("memchr", &["http"]),
     Guarded("sfv", &["http"]),
     Guarded("indicatif", &["cli"]),
+    // Who is calling is decided in access: what a certificate or a token is worth, and whose it is.
+    Guarded("rustls", &["access", "http"]),
+    Guarded("webpki", &["access"]),
+    Guarded("rustls_native_certs", &["access"]),
+    Guarded("jsonwebtoken", &["access"]),
     Guarded("reqwest", &["access", "cli"]),
-    Guarded("rustls", &["http"]),
+    Guarded("rcgen", &["http"]),
     Guarded("tower", &["http"]),
     Guarded("tower_http", &["http"]),
     Guarded("utoipa", &["http"]),
@@ -169,14 +177,11 @@ const GUARDED: &[Guarded] = &[
     ),
     Guarded(
         "tokio_util",
-        &["cli", "audit", "kms", "pool", "operations", "rotation", "http", "lifecycle", "app"],
-    ),
-    Guarded(
-        "tokio_util",
-        &["audit", "kms", "pool", "operations", "rotation", "http", "lifecycle", "app", "cli"],
+        &["access", "audit", "kms", "pool", "operations", "rotation", "http", "lifecycle", "app", "cli"],
     ),
     Guarded("std::env", &["config"]),
-    Guarded("std::fs", &["kms", "store", "audit", "config", "app", "cli"]),
+    // access and http read certificates, keys and tokens that change while they run.
+    Guarded("std::fs", &["access", "kms", "store", "audit", "http", "config", "app", "cli"]),
     Guarded("std::net", &["access", "audit", "http", "config", "cli"]),
     Guarded("std::thread::spawn", &[]),
     Guarded("std::thread::Builder", &[]),

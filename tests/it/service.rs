@@ -11,6 +11,7 @@ use keyfold::app::{App, Parts};
 use keyfold::clock::{Clock, Timestamp};
 use keyfold::config::Settings;
 use keyfold::http::server::{self, ServerHandle};
+use keyfold::http::tls::Tls;
 use keyfold::kms::Kms;
 use keyfold::kms::guarded::GuardedKms;
 use keyfold::kms::local::{LocalKeyRing, Protection};
@@ -61,7 +62,7 @@ impl World {
         service
     }
 
-    /// The same without the background tasks: nothing happens but what is asked.
+    /// The same without the background tasks: nothing happens but what is asked. With TLS where the settings say so.
     pub(crate) async fn start_without_keeper(&self) -> Service {
         let kms: Arc<dyn Kms> = self.kms.clone();
         serve(&self.settings, &self.clock, kms, None, Some(self.keyring.clone())).await
@@ -84,14 +85,23 @@ pub(crate) async fn serve(
     let store = Arc::new(FaultyStore::new(open_registry(&settings.registry_file()).await));
     let pepper = Pepper::new(&[7; 32]).unwrap();
     let parts = Parts { clock: clock.clone(), store: store.clone(), kms, guard, keyring, pepper };
-    let app = App::assemble(settings, parts);
+    let app = App::assemble(settings, parts).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let (handle, tasks) = (ServerHandle::default(), TaskTracker::new());
     let (router, options, stop) = (app.router.clone(), settings.http.server(), handle.clone());
-    tasks.spawn(async move { server::serve(listener, router, &options, stop).await.unwrap() });
-    Service { app, store, address, handle, tasks }
+    let tls = settings.tls.options(address, &settings.data_dir);
+    let tls = tls.map(|options| {
+        Arc::new(Tls::open(options, clock.clone(), app.access.certificates().clone()).unwrap())
+    });
+    match tls.clone() {
+        Some(tls) => tasks.spawn(async move {
+            server::serve_tls(listener, router, &tls, &options, stop).await.unwrap();
+        }),
+        None => tasks.spawn(async move { server::serve(listener, router, &options, stop).await.unwrap() }),
+    };
+    Service { app, store, address, tls, handle, tasks }
 }
 
 /// The registry in this file.
@@ -104,6 +114,7 @@ pub(crate) struct Service {
     pub(crate) app: App,
     pub(crate) store: Arc<FaultyStore>,
     pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<Arc<Tls>>,
     handle: ServerHandle,
     tasks: TaskTracker,
 }

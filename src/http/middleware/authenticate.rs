@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use axum::extract::Request;
+use axum_server::tls::TlsInfo;
 use http::{HeaderMap, header};
 
-use crate::access::{Access, AuthenticationError, Circumstances, Principal};
+use crate::access::{Access, AuthenticationError, Circumstances, Presented, Principal};
 use crate::http::problem::Problem;
 
 /// The authenticated caller, for the handlers, and the circumstances of his call where they are wanted.
@@ -17,20 +18,23 @@ pub(in crate::http) struct Caller(
 
 /// Puts the [`Caller`] into the request.
 pub(in crate::http) async fn authenticate(access: &Access, request: &mut Request) -> Result<(), Problem> {
-    let principal = access.authenticate(bearer(request.headers())?).await?;
+    let bearer = bearer(request.headers())?;
+    let connection = request.extensions().get::<Arc<TlsInfo>>();
+    let certificates = connection.map_or(&[][..], |connection| &connection.peer_certificates);
+    let principal = access.authenticate(Presented { bearer, certificates }).await?;
     request.extensions_mut().insert(Caller(principal, None));
     Ok(())
 }
 
-/// The one bearer token. Two `Authorization` headers are refused: which of them counts is what an attacker would
-/// like to choose.
-fn bearer(headers: &HeaderMap) -> Result<&str, AuthenticationError> {
+/// The bearer token, where there is one. Two `Authorization` headers are refused: which of them counts is what an
+/// attacker would like to choose. So is a header that is no bearer token, even where a client certificate would do.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, AuthenticationError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let value = values.next().ok_or(AuthenticationError::Missing)?;
+    let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(AuthenticationError::Malformed);
     }
     let text = value.to_str().map_err(|_| AuthenticationError::Malformed)?;
     let (scheme, token) = text.split_once(' ').ok_or(AuthenticationError::Malformed)?;
-    if scheme.eq_ignore_ascii_case("bearer") { Ok(token) } else { Err(AuthenticationError::Malformed) }
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(Some(token)) } else { Err(AuthenticationError::Malformed) }
 }

@@ -71,7 +71,7 @@ struct Meaning(&'static str, StatusCode, &'static str, bool, &'static str);
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::MalformedRequest,
         Self::MalformedEnvelope,
         Self::ReservedContext,
@@ -88,10 +88,12 @@ impl Code {
         Self::UnsupportedMediaType,
         Self::ContextMismatch,
         Self::CiphertextDamaged,
+        Self::RateLimited,
         Self::InternalError,
         Self::KmsUnavailable,
         Self::StoreUnavailable,
         Self::IssuerUnavailable,
+        Self::AuditUnavailable,
         Self::Overloaded,
         Self::DeadlineExceeded,
     ];

@@ -219,13 +219,11 @@ fn every_edge_is_where_it_is_documented() {
 /// `http.in_flight_max` is `KEYFOLD_HTTP__IN_FLIGHT_MAX`, and so on for all that is not a list or a map.
 #[test]
 fn every_single_setting_has_the_environment_variable_that_the_rule_says() {
-    let before = format!("{:?}", Settings::default());
     let examples = BTreeMap::from([
         ("listen_unix", "/run/keyfold.sock"),
         ("aws.kms_endpoint", "https://kms.example"),
         ("aws.sts_endpoint", "https://sts.example"),
         ("aws.fips", "true"),
-        ("aws.regions_nearest", "eu-west-1,eu-central-1"),
     ]);
     for Row { name, default, .. } in documented() {
         let in_entry = ENTRIES.iter().any(|(entry, _)| name.starts_with(&format!("{entry}.")));
@@ -239,11 +237,16 @@ fn every_single_setting_has_the_environment_variable_that_the_rule_says() {
             None if is_none => "example".to_owned(),
             None => toml_value(&default).trim_matches('"').to_owned(),
         };
-        match Settings::load(None, &Variables::of([(&variable, &value)])) {
-            Ok(set) => assert_eq!(format!("{set:?}") == before, !is_none, "{variable} does not set {name}"),
-            // One of two that belong together: it was read.
-            Err(error) => assert!(is_none && error.to_string().contains(&name), "{variable}: {error}"),
+        let by_file = with(&name, &toml_value(&value));
+        if is_none && by_file.as_ref().is_err_and(|error| error.to_string().contains("sequence")) {
+            continue;
         }
+        let debug = |set: Result<Settings, ConfigError>| match set {
+            Ok(set) => format!("{set:?}"),
+            Err(error) => error.to_string(),
+        };
+        let by_variable = debug(Settings::load(None, &Variables::of([(&variable, &value)])));
+        assert_eq!(by_variable, debug(by_file), "{variable} does not set {name}");
     }
 }
 

@@ -14,8 +14,8 @@ use crate::clock::Clock;
 use crate::config::{Settings, Variables, write_new_secret};
 use crate::kms::local::{LocalKeyRing, Protection};
 use crate::operations::{ApiKeyGrant, OperationError};
-use crate::store::{KeyPolicy, TenantRecord};
-use crate::tenant::{Kek, KekHome, KekId, KekRing, KeyName, TenantId, Verb};
+use crate::store::TenantRecord;
+use crate::tenant::{Kek, KekHome, KekId, KekRing, TenantId, Verb};
 
 const TENANT: &str = "dev";
 const KEK: &str = "local:dev";
@@ -121,10 +121,6 @@ async fn make_tenant(
             made.context("the tenant 'dev' cannot be made")?;
         }
         Err(error) => return Err(error.into()),
-    }
-    // A first start that was killed half way may have left the tenant without it.
-    if let Err(OperationError::NotFound(_)) = app.operations.key(&permit, &KeyName::default()).await {
-        app.operations.create_key(&permit, KeyName::default(), KeyPolicy::default()).await?;
     }
     Ok(())
 }

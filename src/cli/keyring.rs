@@ -1,5 +1,6 @@
 //! `keyfold keyring`
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -7,7 +8,7 @@ use clap::Subcommand;
 use super::output;
 use crate::app::keyring_protection;
 use crate::clock::Clock;
-use crate::config::{Settings, Variables};
+use crate::config::{Settings, Variables, passphrase_in};
 use crate::kms::KekState;
 use crate::kms::local::{KekInfo, LocalKeyRing};
 
@@ -52,6 +53,12 @@ pub(super) enum KeyringCommand {
         /// The KEK's name.
         name: String,
     },
+    /// Encrypt the key ring under another passphrase. Restart the server with it afterwards.
+    ChangePassphrase {
+        /// A file that holds the new passphrase, readable by its owner only.
+        #[arg(long, value_name = "FILE")]
+        new_passphrase_file: PathBuf,
+    },
     /// List the KEKs.
     List,
 }
@@ -83,6 +90,15 @@ pub(super) async fn run(
             ring.schedule_deletion(&name, Duration::from_secs(u64::from(days) * 24 * 60 * 60)).await?
         }
         KeyringCommand::CancelDeletion { name } => ring.cancel_deletion(&name).await?,
+        KeyringCommand::ChangePassphrase { new_passphrase_file } => {
+            let new = passphrase_in(&new_passphrase_file)?;
+            ring.change_passphrase(&new).await?;
+            output::line(format_args!(
+                "{} has the new passphrase: restart the server with it. Copies of the file have the former one.",
+                ring.path().display()
+            ));
+            return Ok(());
+        }
         KeyringCommand::List => {
             for kek in ring.list().await? {
                 show(&kek);

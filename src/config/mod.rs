@@ -24,7 +24,7 @@ pub use access::{
 pub use audit::{AuditFileSettings, AuditSettings, AuditSinkSettings, AuditSyslogSettings};
 pub use aws::AwsSettings;
 pub use memory::{LockMemory, MemorySettings};
-pub use secrets::{SecretError, Secrets, write_new_secret};
+pub use secrets::{SecretError, Secrets, passphrase_in, write_new_secret};
 pub use tls::{ClientCertificateDemand, TlsSettings, TlsVersion};
 
 /// Everything that can be configured.

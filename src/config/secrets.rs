@@ -65,18 +65,7 @@ impl<'a> Secrets<'a> {
         if let Some(passphrase) = self.variables.value("KEYFOLD_KEYRING_PASSPHRASE") {
             return Ok(Some(Zeroizing::new(passphrase.to_owned())));
         }
-        let Some(path) = &self.settings.keyring.passphrase_file else { return Ok(None) };
-        let what = "passphrase";
-        let bytes = read(path, what)?;
-        let text = std::str::from_utf8(&bytes).map_err(|_| unfit(path, what, "not UTF-8 text"))?;
-        // An editor ends the file with a line break, which nobody types.
-        let text = text.strip_suffix('\n').unwrap_or(text);
-        let text = text.strip_suffix('\r').unwrap_or(text);
-        if text.is_empty() {
-            Err(unfit(path, what, "empty"))
-        } else {
-            Ok(Some(Zeroizing::new(text.to_owned())))
-        }
+        self.settings.keyring.passphrase_file.as_deref().map(passphrase_in).transpose()
     }
 
     /// The pepper, from the environment or its file; made where there is none yet.
@@ -121,6 +110,17 @@ impl<'a> Secrets<'a> {
             other => other,
         }
     }
+}
+
+/// The passphrase that a file holds, which is its owner's only.
+pub fn passphrase_in(path: &Path) -> Result<Zeroizing<String>, SecretError> {
+    let what = "passphrase";
+    let bytes = read(path, what)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| unfit(path, what, "not UTF-8 text"))?;
+    // An editor ends the file with a line break, which nobody types.
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() { Err(unfit(path, what, "empty")) } else { Ok(Zeroizing::new(text.to_owned())) }
 }
 
 fn unfit(path: &Path, what: &'static str, problem: &'static str) -> SecretError {

@@ -71,10 +71,8 @@ impl LocalKeyRing {
         protection: Protection,
         clock: Clock,
     ) -> Result<Self, KeyRingError> {
-        if let Protection::Passphrase(passphrase) = &protection
-            && passphrase.expose_secret().chars().count() < error::PASSPHRASE_CHARS_MIN
-        {
-            return Err(KeyRingError::ShortPassphrase);
+        if let Protection::Passphrase(passphrase) = &protection {
+            long_enough(passphrase)?;
         }
         let ring = Self::at(path, protection, clock);
         let file = ring.0.clone();
@@ -148,6 +146,18 @@ impl LocalKeyRing {
     /// Takes a scheduled deletion back. The KEK is then disabled.
     pub async fn cancel_deletion(&self, name: &str) -> Result<KekInfo, KeyRingError> {
         self.change(name, |records, id, _| records.cancel_deletion(id)).await
+    }
+
+    /// Encrypts the file under another passphrase. Processes that have it open with the former one can read it until
+    /// they next look at it, and then not any more: restart them with the new one.
+    pub async fn change_passphrase(&self, new: &str) -> Result<(), KeyRingError> {
+        let new = SecretString::from(new);
+        long_enough(&new)?;
+        let file = self.0.clone();
+        blocking(move || disk::read(&file.path).map(drop)).await?;
+        let lock = self.lock(LOCK_TRIES).await?;
+        let file = self.0.clone();
+        blocking(move || file.change_passphrase(&lock, &new)).await
     }
 
     fn at(path: impl Into<PathBuf>, protection: Protection, clock: Clock) -> Self {
@@ -260,6 +270,11 @@ impl Kms for LocalKeyRing {
     async fn describe(&self, kek: &Kek, _urgency: Urgency) -> Result<KekDescription, KmsError> {
         self.keys_for(kek).await?.describe(&kek.id)
     }
+}
+
+fn long_enough(passphrase: &SecretString) -> Result<(), KeyRingError> {
+    let chars = passphrase.expose_secret().chars().count();
+    if chars < error::PASSPHRASE_CHARS_MIN { Err(KeyRingError::ShortPassphrase) } else { Ok(()) }
 }
 
 fn kek_id(name: &str) -> Result<KekId, InvalidName> {

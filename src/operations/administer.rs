@@ -80,10 +80,9 @@ impl Operations {
                 updated_at: now,
                 version: 1,
             };
-            self.store.insert_tenant(&record).await.map_err(|error| taken(error, "tenant", id.as_str()))?;
-            self.store
-                .insert_key(&new_key(id.clone(), KeyName::default(), KeyPolicy::default(), now))
-                .await?;
+            let key = new_key(id.clone(), KeyName::default(), KeyPolicy::default(), now);
+            let inserted = self.store.insert_tenant_with_key(&record, &key).await;
+            inserted.map_err(|error| taken(error, "tenant", id.as_str()))?;
             Ok(record)
         };
         self.finish(attempt, made.await).await

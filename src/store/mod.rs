@@ -34,6 +34,10 @@ pub trait Store: Send + Sync {
     /// Adds a tenant, at version 1. [`StoreError::Conflict`] where its id is taken.
     async fn insert_tenant(&self, tenant: &TenantRecord) -> Result<(), StoreError>;
 
+    /// Adds a tenant and its first key, at version 1, in one step: there is never one without the other.
+    /// [`StoreError::Conflict`] where the tenant's id is taken. The key is of this tenant.
+    async fn insert_tenant_with_key(&self, tenant: &TenantRecord, key: &KeyRecord) -> Result<(), StoreError>;
+
     /// A tenant.
     async fn tenant(&self, id: &TenantId) -> Result<Option<TenantRecord>, StoreError>;
 

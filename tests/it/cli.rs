@@ -179,6 +179,43 @@ fn what_is_wrong_with_a_key_ring_is_said_with_what_to_do() {
 }
 
 #[test]
+fn a_key_ring_gets_another_passphrase_and_keeps_its_keks() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], passphrase: &str| {
+        keyfold(folder.path(), arguments, &[("KEYFOLD_KEYRING_PASSPHRASE", passphrase)])
+    };
+    let (old, new) = (PASSPHRASE.1, "another horse, another battery");
+    run(&["keyring", "init"], old).ok();
+    run(&["keyring", "add", "one"], old).ok();
+    let before = run(&["keyring", "list"], old).ok();
+    let change = ["keyring", "change-passphrase", "--new-passphrase-file", "new"];
+    let offer = |text: &str, mode: u32| {
+        std::fs::write(folder.path().join("new"), text).unwrap();
+        std::fs::set_permissions(folder.path().join("new"), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for (text, mode, says) in
+        [("short\n", 0o600, "12 characters"), (new, 0o644, "chmod 600"), ("\n", 0o600, "empty")]
+    {
+        offer(text, mode);
+        let said = run(&change, old).refused();
+        assert!(said.contains(says), "{said}");
+    }
+    offer(&format!("{new}\n"), 0o600);
+    assert!(run(&change, "not the right one").refused().contains("passphrase does not open"));
+    assert_eq!(run(&["keyring", "list"], old).ok(), before, "what was refused changed nothing");
+    let said = run(&change, old).ok();
+    assert!(said.contains("restart") && !said.contains(new), "{said}");
+    assert!(run(&["keyring", "list"], old).refused().contains("passphrase does not open"));
+    assert_eq!(run(&["keyring", "list"], new).ok(), before);
+    assert_eq!(mode(&folder.path().join("keyfold-data/keyring")), 0o600);
+    // Without a passphrase there is none to change, and what lay open does not become safe by one.
+    let dev = tempfile::tempdir().unwrap();
+    keyfold(dev.path(), &["keyring", "init", "--dev"], &[]).ok();
+    std::fs::copy(folder.path().join("new"), dev.path().join("new")).unwrap();
+    assert!(keyfold(dev.path(), &change, &[]).refused().contains("NOT encrypted"));
+}
+
+#[test]
 fn tenants_and_api_keys_that_make_no_sense_are_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| keyfold(folder.path(), arguments, &[]);

@@ -313,6 +313,37 @@ fn the_rooms_are_declared_in_layer_order_and_none_is_forgotten() {
     }
 }
 
+/// ARCHITECTURE.md has the same table, with what belongs in each room.
+#[test]
+fn the_architectures_table_is_this_one() {
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    let rows = page.lines().skip_while(|line| !line.starts_with("| room |")).skip(2);
+    let rows: Vec<String> = rows.take_while(|line| line.starts_with('|')).map(str::to_owned).collect();
+    let expected: Vec<(&str, String)> = ROOMS
+        .iter()
+        .map(|Room(name, rights)| {
+            let mut rights: Vec<String> = rights
+                .iter()
+                .map(|right| match right.split_once("::") {
+                    Some((room, _)) => format!("`{room}` (single items)"),
+                    None => format!("`{right}`"),
+                })
+                .collect();
+            rights.dedup();
+            let rights = if rights.is_empty() { "-".to_owned() } else { rights.join(", ") };
+            (*name, rights)
+        })
+        .collect();
+    assert_eq!(rows.len(), expected.len(), "ARCHITECTURE.md has a row for each room");
+    for (row, (name, rights)) in rows.iter().zip(&expected) {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        assert_eq!(cells[0], format!("`{name}`"), "the rooms in layer order");
+        assert!(!cells[1].is_empty(), "{name}: what belongs there");
+        assert_eq!(cells[2], rights, "what {name} may import");
+    }
+}
+
 #[test]
 fn house_rules() {
     let mut wrong = vec![];

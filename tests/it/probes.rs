@@ -208,6 +208,10 @@ impl Store for FaultyStore {
         self.answers()?.insert_tenant(tenant).await
     }
 
+    async fn insert_tenant_with_key(&self, tenant: &TenantRecord, key: &KeyRecord) -> Result<(), StoreError> {
+        self.answers()?.insert_tenant_with_key(tenant, key).await
+    }
+
     async fn tenant(&self, id: &TenantId) -> Result<Option<TenantRecord>, StoreError> {
         self.answers()?.tenant(id).await
     }

@@ -33,6 +33,7 @@ macro_rules! store_contract {
             what_was_written_is_there_after_reopening
             another_handle_sees_a_change_at_once
             a_tenant_is_inserted_once_at_version_1
+            a_tenant_and_its_first_key_come_together_or_not_at_all
             a_tenant_is_updated_by_whoever_saw_its_last_version
             of_racing_updates_of_one_version_one_wins
             a_key_is_inserted_once_and_only_for_a_tenant
@@ -971,6 +972,25 @@ async fn changed(store: &dyn Store, seen: &mut u64) -> Vec<Option<TenantId>> {
 /// Data key `n`, made at the moment at which [`form`] wraps it.
 fn made(n: u64, scope: &DekScope, state: DekState) -> DekRecord {
     DekRecord::new(dek_id(n), scope.clone(), state, form("main", b"").wrapped_at)
+}
+
+/// Whoever looks while a tenant is made, or after it was refused, sees it with its key or not at all.
+pub(crate) async fn a_tenant_and_its_first_key_come_together_or_not_at_all<F: Fixture>() {
+    let fixture = F::fresh().await;
+    let (store, there) = (fixture.open().await, fixture.open().await);
+    let (acme, name) = (tenant_id("acme"), KeyName::default());
+    store.insert_tenant_with_key(&tenant("acme"), &key("acme", "default")).await.unwrap();
+    assert_eq!(there.tenant(&acme).await.unwrap(), Some(tenant("acme")));
+    assert_eq!(there.key(&acme, &name).await.unwrap(), Some(key("acme", "default")));
+    assert_conflict(store.insert_tenant_with_key(&tenant("acme"), &key("acme", "other")).await);
+    assert_eq!(
+        there.keys(&acme, None, 10).await.unwrap().len(),
+        1,
+        "the key of a refused tenant is not there"
+    );
+    // A key that cannot be added takes its tenant with it.
+    assert_conflict(store.insert_tenant_with_key(&tenant("beta"), &key("acme", "default")).await);
+    assert_eq!(there.tenant(&tenant_id("beta")).await.unwrap(), None);
 }
 
 pub(crate) async fn changes_tell_whose_records_to_read_again<F: Fixture>() {

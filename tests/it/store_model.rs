@@ -97,6 +97,18 @@ impl Store for Model {
         Ok(())
     }
 
+    async fn insert_tenant_with_key(&self, tenant: &TenantRecord, key: &KeyRecord) -> Result<(), StoreError> {
+        let mut tables = self.tables();
+        let id = (key.tenant.clone(), key.name.clone());
+        if tables.tenants.contains_key(&tenant.id) || tables.keys.contains_key(&id) {
+            return conflict();
+        }
+        tables.tenants.insert(tenant.id.clone(), TenantRecord { version: 1, ..tenant.clone() });
+        tables.keys.insert(id, KeyRecord { version: 1, ..key.clone() });
+        tables.note(Some(&tenant.id));
+        Ok(())
+    }
+
     async fn tenant(&self, id: &TenantId) -> Result<Option<TenantRecord>, StoreError> {
         Ok(self.tables().tenants.get(id).cloned())
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use envelope::{DataKeyId, KeyMaterial};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use zeroize::Zeroizing;
 
 use super::Protection;
@@ -112,6 +112,22 @@ impl RingFile {
         Ok(())
     }
 
+    /// Encrypts the file as it is now under another passphrase, with a fresh salt, in one step.
+    pub(super) fn change_passphrase(&self, _lock: &Lock, new: &SecretString) -> Result<(), KeyRingError> {
+        let mut memory = self.memory();
+        let (held, guard, records) = self.read(&mut memory)?;
+        if matches!(guard, Guard::Clear) {
+            // Its KEKs have lain there for everybody: a passphrase now would only look like protection.
+            return Err(KeyRingError::NotEncrypted { path: self.path.clone() });
+        }
+        let key = FileKey::derive(&Guard::argon2id(random()?), new)?;
+        let bytes = format::assemble(key.guard(), Some(&key), random()?, &records)?;
+        disk::replace(&self.path, &bytes, &held)?;
+        // This process goes on: the key that it holds is the new one.
+        memory.file_key = Some(key);
+        Ok(())
+    }
+
     /// Changes the file as it is now, in one step.
     pub(super) fn update<T>(
         &self,
@@ -157,8 +173,6 @@ pub(super) fn new_version(now: Timestamp) -> Result<VersionRecord, KeyRingError>
 
 #[cfg(test)]
 mod tests {
-    use secrecy::SecretString;
-
     use super::*;
 
     /// A derivation takes a tenth of a second and 64 MiB: not at each change of the file.

@@ -150,6 +150,10 @@ impl Store for SqliteStore {
         tenants::insert_tenant(self, tenant).await
     }
 
+    async fn insert_tenant_with_key(&self, tenant: &TenantRecord, key: &KeyRecord) -> Result<(), StoreError> {
+        tenants::insert_tenant_with_key(self, tenant, key).await
+    }
+
     async fn tenant(&self, id: &TenantId) -> Result<Option<TenantRecord>, StoreError> {
         tenants::tenant(self, id).await
     }

@@ -9,6 +9,22 @@ use crate::tenant::{KeyName, TenantId};
 
 pub(super) async fn insert_tenant(store: &SqliteStore, tenant: &TenantRecord) -> Result<(), StoreError> {
     let mut change = store.change().await?;
+    add_tenant(&mut change, tenant).await?;
+    change.commit().await.map_err(failure::of)
+}
+
+pub(super) async fn insert_tenant_with_key(
+    store: &SqliteStore,
+    tenant: &TenantRecord,
+    key: &KeyRecord,
+) -> Result<(), StoreError> {
+    let mut change = store.change().await?;
+    add_tenant(&mut change, tenant).await?;
+    add_key(&mut change, key).await?;
+    change.commit().await.map_err(failure::of)
+}
+
+async fn add_tenant(change: &mut SqliteConnection, tenant: &TenantRecord) -> Result<(), StoreError> {
     sqlx::query(sql::INSERT_TENANT)
         .bind(tenant.id.as_str())
         .bind(tenant.status.name())
@@ -17,9 +33,8 @@ pub(super) async fn insert_tenant(store: &SqliteStore, tenant: &TenantRecord) ->
         .execute(&mut *change)
         .await
         .map_err(failure::naming(|| format!("tenant {}", tenant.id), || format!("tenant {}", tenant.id)))?;
-    insert_keks(&mut change, tenant).await?;
-    nudge(&mut change, &tenant.id, tenant.created_at).await?;
-    change.commit().await.map_err(failure::of)
+    insert_keks(change, tenant).await?;
+    nudge(change, &tenant.id, tenant.created_at).await
 }
 
 /// Has rotation look at a tenant.
@@ -105,6 +120,12 @@ async fn insert_keks(change: &mut SqliteConnection, tenant: &TenantRecord) -> Re
 }
 
 pub(super) async fn insert_key(store: &SqliteStore, key: &KeyRecord) -> Result<(), StoreError> {
+    let mut change = store.change().await?;
+    add_key(&mut change, key).await?;
+    change.commit().await.map_err(failure::of)
+}
+
+async fn add_key(change: &mut SqliteConnection, key: &KeyRecord) -> Result<(), StoreError> {
     sqlx::query(sql::INSERT_KEY)
         .bind(key.tenant.as_str())
         .bind(key.name.as_str())
@@ -115,7 +136,7 @@ pub(super) async fn insert_key(store: &SqliteStore, key: &KeyRecord) -> Result<(
         .bind(key.policy.envelope.name())
         .bind(key.created_at.unix_ms())
         .bind(key.updated_at.unix_ms())
-        .execute(&store.writer)
+        .execute(change)
         .await
         .map_err(failure::naming(
             || format!("key {} of tenant {}", key.name, key.tenant),

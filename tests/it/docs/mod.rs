@@ -1,5 +1,6 @@
 //! The documentation against the code: what it lists is what there is.
 
+mod commands;
 mod configuration;
 mod errors;
 mod links;

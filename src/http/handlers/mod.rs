@@ -23,6 +23,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 
+use super::bulk::refuse_raw_headers;
 use super::json::ObjectOnly;
 use super::middleware::authenticate::Caller;
 use super::middleware::context::ContextRules;
@@ -47,6 +48,7 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
         if !media_type.is_some_and(is_json) {
             return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
         }
+        refuse_raw_headers(request.headers())?;
         let limit = request.extensions().get::<BodyBytesMax>().map_or(0, |limit| limit.0);
         let too_large = || {
             Problem::new(

@@ -35,6 +35,7 @@ mod openapi;
 mod outage;
 mod pool;
 mod probes;
+mod postgres_server;
 mod program;
 mod readme;
 mod reencrypt;

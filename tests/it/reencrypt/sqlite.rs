@@ -8,8 +8,18 @@ use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection};
 
 use super::{Desk, deks_of};
 
-const COLUMNS: [&str; 8] =
-    ["--key-column", "id", "--column", "secret", "--context-column", "row_id=id", "-c", "table=people"];
+const COLUMNS: [&str; 10] = [
+    "--key-column",
+    "id",
+    "--column",
+    "secret",
+    "--context-column",
+    "row_id=id",
+    "-c",
+    "table=people",
+    "--envelope",
+    "compact",
+];
 
 async fn open(path: &Path) -> SqliteConnection {
     let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);

@@ -2,6 +2,7 @@
 
 mod access;
 mod api_key;
+mod audit;
 mod check_config;
 mod dev;
 mod doctor;
@@ -64,6 +65,9 @@ enum Command {
     /// Tell who may do what, and why.
     #[command(subcommand)]
     Access(access::AccessCommand),
+    /// Verify and search the record of who did what.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Encrypt files of any size, through a service or straight against a KMS.
     Encrypt(files::EncryptArgs),
     /// Decrypt files of any size, through a service or straight against a KMS.
@@ -123,6 +127,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
         Command::Access(command) => block_on(access::run(&common.settings(variables)?, command)),
+        Command::Audit(command) => audit::run(&common.settings(variables)?, command, variables),
         Command::Encrypt(args) => files::encrypt(&common, args, variables),
         Command::Decrypt(args) => files::decrypt(&common, &args, variables),
         Command::Rewrap(args) => files::rewrap(&common, args, variables),

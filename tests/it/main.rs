@@ -11,6 +11,7 @@
 
 mod airports;
 mod api;
+mod audit;
 mod aws_program;
 mod aws_world;
 mod bad_input;
@@ -36,6 +37,7 @@ mod outage;
 mod pool;
 mod probes;
 mod postgres_server;
+mod quota;
 mod program;
 mod readme;
 mod reencrypt;

@@ -20,6 +20,7 @@ mod caller;
 mod cli;
 mod context;
 mod contract;
+mod docs;
 mod forgeries;
 mod keyring_file;
 mod kill;

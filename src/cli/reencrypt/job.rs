@@ -68,7 +68,7 @@ impl<P: Place> Work<P> {
             let Some(first) = sent.pop_front() else { break };
             self.take(first.await??).await?;
             let now = self.service.clock.monotonic();
-            if self.bar.is_hidden() && now - told >= TELL {
+            if self.bar.is_hidden() && now >= told + TELL {
                 told = now;
                 output::note(format_args!("{} rows so far", self.state.state.report.rows));
             }
@@ -94,7 +94,10 @@ impl<P: Place> Work<P> {
                 if lost.next_if_eq(&&at).is_none() {
                     report.count(&row.name, outcome);
                 } else if tried == TRIES_MAX {
-                    report.fail(&row.name, Failure::new("changed_meanwhile", "somebody else changes it all the time"));
+                    report.fail(
+                        &row.name,
+                        Failure::new("changed_meanwhile", "somebody else changes it all the time"),
+                    );
                 }
             }
             if written.lost.is_empty() || tried == TRIES_MAX {
@@ -165,7 +168,7 @@ impl Rate {
         let start = self.free_at.max(now);
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
         self.free_at = start + Duration::from_secs_f64(f64::from(rows) / f64::from(max));
-        start - now
+        start.saturating_sub(now)
     }
 }
 
@@ -183,7 +186,7 @@ mod tests {
         }
         assert_eq!(now, Duration::from_millis(14_500), "1,000 rows, the last 50 at once");
         // What was not used is not made up for.
-        now += Duration::from_secs(60);
+        now += Duration::from_mins(1);
         assert_eq!(rate.take(100, now), Duration::ZERO);
         assert_eq!(rate.take(1, now), Duration::from_secs(1));
         assert_eq!(Rate::new(None, now).take(1_000_000, now), Duration::ZERO);

@@ -27,8 +27,8 @@ use envelope::EncryptionContext;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::transport::Transport;
 use super::output;
+use super::transport::Transport;
 use crate::clock::Clock;
 use crate::config::Variables;
 use crate::tenant::TenantId;
@@ -46,6 +46,7 @@ const BATCH_ROWS_MAX: u32 = 10_000;
 const CONCURRENCY_MAX: u16 = 64;
 
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line are independent of each other")]
 pub(super) struct ReencryptArgs {
     /// The file of rows; standard input where none, or `-`, is named.
     #[arg(conflicts_with = "database")]
@@ -164,7 +165,7 @@ async fn reencrypt(args: &ReencryptArgs, variables: &Variables) -> anyhow::Resul
         weight: args.envelope,
         retry_max: Duration::from_secs(args.retry_secs_max),
     });
-    let state = StateFile::open(args.state.clone(), job, input)?;
+    let state = StateFile::open(args.state.clone(), job, &input)?;
     let cursor = state.state.cursor.clone();
     match source {
         Source::Sqlite(file) => {
@@ -216,13 +217,13 @@ async fn work<P: Place>(
         let done = state.state.cursor["input_bytes"].as_u64().unwrap_or(state.state.report.rows);
         bar.set_position(done);
     }
-    let pace = Pace {
+    let limits = Pace {
         batch_rows: args.batch_rows as usize,
         concurrency: usize::from(args.concurrency),
         rows_per_sec_max: args.rows_per_sec_max,
         failures_max: args.failures_max,
     };
-    let mut work = Work { place, service, pace, state, bar };
+    let mut work = Work { place, service, pace: limits, state, bar };
     let done = work.run().await;
     work.bar.finish_and_clear();
     let report = &work.state.state.report;
@@ -281,7 +282,8 @@ impl ReencryptArgs {
     }
 
     fn table(&self) -> anyhow::Result<Table> {
-        let key = self.key_column.clone().context("name the column that tells the rows apart: --key-column")?;
+        let key =
+            self.key_column.clone().context("name the column that tells the rows apart: --key-column")?;
         ensure!(key != self.column, "--key-column and --column are the same");
         Ok(Table {
             schema: self.schema.clone(),
@@ -311,10 +313,13 @@ impl ReencryptArgs {
     }
 
     /// What the job is, and what it reads: a state file is for one job.
-    fn job(&self, source: &Source<'_>, contexts: &Contexts) -> anyhow::Result<(Parameters, serde_json::Value)> {
-        let absolute = |path: &Path| {
-            std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
-        };
+    fn job(
+        &self,
+        source: &Source<'_>,
+        contexts: &Contexts,
+    ) -> anyhow::Result<(Parameters, serde_json::Value)> {
+        let absolute =
+            |path: &Path| std::path::absolute(path).with_context(|| format!("{} is no path", path.display()));
         let mut input = serde_json::Value::Null;
         let from = match source {
             Source::Sqlite(file) => {

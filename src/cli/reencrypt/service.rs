@@ -26,7 +26,11 @@ pub(super) enum Outcome {
     /// It was up to date.
     Current(DataKeyId),
     /// It is to be replaced.
-    Renewed { envelope: String, from: DataKeyId, to: DataKeyId },
+    Renewed {
+        envelope: String,
+        from: DataKeyId,
+        to: DataKeyId,
+    },
     Failed(Failure),
 }
 
@@ -111,7 +115,10 @@ impl From<Problem> for Failure {
 /// A request that did not succeed.
 enum Refused {
     /// It may, later.
-    Later { why: String, after: Option<Duration> },
+    Later {
+        why: String,
+        after: Option<Duration>,
+    },
     TooLarge,
     Never(anyhow::Error),
 }
@@ -296,7 +303,7 @@ impl<'a> Patience<'a> {
         let wait = self.next.mul_f64(0.5 + f64::from(spread) / f64::from(u32::MAX) / 2.0);
         let wait = wait.max(after.unwrap_or_default());
         if now + wait > since + self.service.retry_max {
-            bail!("{why}: still so after {} s of trying again", (now - since).as_secs());
+            bail!("{why}: still so after {} s of trying again", now.saturating_sub(since).as_secs());
         }
         self.next = (self.next * 2).min(BACKOFF_MAX);
         self.service.clock.sleep(wait).await;

@@ -1,5 +1,6 @@
 //! Rows of a table in SQLite.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -107,7 +108,7 @@ impl Statements {
         let (name, key, column) = (table.quoted()?, quoted(&table.key)?, quoted(&table.column)?);
         let mut columns = format!("typeof(t.{key}), t.{key}, typeof(t.{column}), t.{column}");
         for (_, context) in &contexts.columns {
-            columns.push_str(&format!(", CAST(t.{} AS TEXT)", quoted(context)?));
+            write!(columns, ", CAST(t.{} AS TEXT)", quoted(context)?)?;
         }
         // BINARY: two keys, or two envelopes, that differ only in their case are two.
         let page = format!("t.{column} IS NOT NULL ORDER BY t.{key} COLLATE BINARY LIMIT ");

@@ -38,7 +38,7 @@ pub(super) struct StateFile {
 
 impl StateFile {
     /// The job from its beginning, or from where it was left. A file of another job is refused.
-    pub(super) fn open(path: Option<PathBuf>, job: Parameters, input: Value) -> anyhow::Result<Self> {
+    pub(super) fn open(path: Option<PathBuf>, job: Parameters, input: &Value) -> anyhow::Result<Self> {
         let fresh = |job| State {
             version: VERSION,
             job,
@@ -64,7 +64,8 @@ impl StateFile {
             bail!("{}: it is of version {}", told(), state.version);
         }
         if state.job != job {
-            let names = state.job.keys().chain(job.keys()).filter(|name| state.job.get(*name) != job.get(*name));
+            let names =
+                state.job.keys().chain(job.keys()).filter(|name| state.job.get(*name) != job.get(*name));
             let names: std::collections::BTreeSet<&str> = names.map(String::as_str).collect();
             let names: Vec<&str> = names.into_iter().collect();
             bail!(
@@ -76,7 +77,7 @@ impl StateFile {
         if state.finished || state.cursor.is_null() {
             return Ok(Self { path: Some(path), state: fresh(job) });
         }
-        if state.input != input {
+        if state.input != *input {
             bail!(
                 "{} was begun with an input that has changed since: remove it to begin anew",
                 path.display()
@@ -125,19 +126,19 @@ mod tests {
     fn a_job_goes_on_where_it_was_and_begins_anew_when_it_was_finished() {
         let folder = tempfile::tempdir().unwrap();
         let path = Some(folder.path().join("state"));
-        let mut file = StateFile::open(path.clone(), job("a"), json!(1)).unwrap();
+        let mut file = StateFile::open(path.clone(), job("a"), &json!(1)).unwrap();
         assert!(!file.resumes());
         file.state.cursor = json!(17);
         file.state.report.rows = 3;
         file.save().unwrap();
-        let mut file = StateFile::open(path.clone(), job("a"), json!(1)).unwrap();
+        let mut file = StateFile::open(path.clone(), job("a"), &json!(1)).unwrap();
         assert!(file.resumes());
         assert_eq!((&file.state.cursor, file.state.report.rows), (&json!(17), 3));
-        let changed = StateFile::open(path.clone(), job("a"), json!(2)).err().unwrap();
+        let changed = StateFile::open(path.clone(), job("a"), &json!(2)).err().unwrap();
         assert!(changed.to_string().contains("changed since"), "{changed}");
         file.state.finished = true;
         file.save().unwrap();
-        let file = StateFile::open(path, job("a"), json!(2)).unwrap();
+        let file = StateFile::open(path, job("a"), &json!(2)).unwrap();
         assert!(!file.resumes() && file.state.report.rows == 0);
     }
 
@@ -145,12 +146,12 @@ mod tests {
     fn the_state_of_another_job_or_of_another_program_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
-        StateFile::open(Some(path.clone()), job("a"), json!(1)).unwrap();
-        let other = StateFile::open(Some(path.clone()), job("b"), json!(1)).err().unwrap();
+        StateFile::open(Some(path.clone()), job("a"), &json!(1)).unwrap();
+        let other = StateFile::open(Some(path.clone()), job("b"), &json!(1)).err().unwrap();
         assert!(other.to_string().contains("not the same column. Name"), "{other}");
         for text in ["", "{}", "[1]", "{\"version\": 1}"] {
             std::fs::write(&path, text).unwrap();
-            let error = StateFile::open(Some(path.clone()), job("a"), json!(1)).err().unwrap();
+            let error = StateFile::open(Some(path.clone()), job("a"), &json!(1)).err().unwrap();
             assert!(error.to_string().contains("no state of this command"), "{error}");
         }
     }

@@ -11,6 +11,7 @@
 
 mod airports;
 mod api;
+mod audit;
 mod aws_program;
 mod aws_world;
 mod bad_input;
@@ -19,6 +20,7 @@ mod caller;
 mod cli;
 mod context;
 mod contract;
+mod docs;
 mod forgeries;
 mod keyring_file;
 mod kill;
@@ -35,8 +37,11 @@ mod openapi;
 mod outage;
 mod pool;
 mod probes;
+mod postgres_server;
+mod quota;
 mod program;
 mod readme;
+mod reencrypt;
 mod rotation;
 mod rotation_contract;
 mod secrets_stay_secret;

@@ -163,8 +163,8 @@ pub(super) struct IdleClosed<T> {
 
 impl<T> IdleClosed<T> {
     fn new(stream: T, seen: Arc<Seen>, times: Times) -> Self {
-        let timer = Box::pin(tokio::time::sleep(times.idle));
-        Self { stream, seen, uses_seen: 0, times, timer, lingering: false }
+        let idle = Box::pin(tokio::time::sleep(times.idle));
+        Self { stream, seen, uses_seen: 0, times, timer: idle, lingering: false }
     }
 
     fn moved(&self, bytes: usize) {
@@ -307,7 +307,7 @@ mod tests {
             (last, peer)
         };
         let writing = async {
-            let failed = own.write_all(&[7; 1_000_000]).await.unwrap_err();
+            let failed = own.write_all(&vec![7; 1_000_000]).await.unwrap_err();
             (failed, Instant::now())
         };
         let ((failed, at), (last, _peer)) = tokio::join!(writing, reading);
@@ -329,7 +329,7 @@ mod tests {
         let (mut own, mut peer) = connected(true);
         own.write_all(b"no").await.unwrap();
         let sending = async move {
-            peer.write_all(&[7; 100_000]).await.unwrap();
+            peer.write_all(&vec![7; 100_000]).await.unwrap();
             let mut answer = Vec::new();
             peer.read_to_end(&mut answer).await.unwrap();
             answer

@@ -52,6 +52,7 @@ async fn the_headers_say_what_the_json_says() {
     let (_world, service, caller) = started().await;
     let made = caller.post("/v1/tenants/acme/keys", &json!({"key": "files"})).await;
     assert_eq!(made.status, 201, "{}", made.raw);
+    let json_caller = caller.clone();
     let caller = caller.with_header("keyfold-context", "record=\"42\", name=%\"caf%c3%a9\"");
     let named = caller.with_header("keyfold-key", "files").with_header("keyfold-envelope", "compact");
     let (response, envelope) = raw(&named, "/v1/encrypt", "hello").await;
@@ -63,7 +64,7 @@ async fn the_headers_say_what_the_json_says() {
     assert!(head.wrapped().is_compact());
     // The JSON call opens it, with the same context in JSON.
     let text = envelope::text::encode(&envelope);
-    assert_eq!(caller.decrypt(&text, &json!({"record": "42", "name": "café"})).await, b"hello");
+    assert_eq!(json_caller.decrypt(&text, &json!({"record": "42", "name": "café"})).await, b"hello");
     let (response, opened) = raw(&caller, "/v1/decrypt", envelope.clone()).await;
     assert_eq!(opened.unwrap(), b"hello");
     assert_eq!(response.headers()["keyfold-key"], "files");

@@ -34,10 +34,6 @@ pub(super) struct ServeArgs {
     tls_self_signed: bool,
 }
 
-/// After how many turns of tasks a busy worker looks for new requests. tokio's 61 are made for tasks that take
-/// microseconds: a worker on a large batch, whose turns take 50 to 100 of them, would let a small request wait for 5 ms.
-const TASKS_BETWEEN_EVENTS: u32 = 8;
-
 pub(super) fn run(common: &Common, args: ServeArgs, variables: &Variables) -> anyhow::Result<()> {
     let mut settings = common.settings(variables)?;
     apply(&mut settings, args.listen);
@@ -51,7 +47,6 @@ pub(super) fn run(common: &Common, args: ServeArgs, variables: &Variables) -> an
     let locking = harden(&settings.memory)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .event_interval(TASKS_BETWEEN_EVENTS)
         .build()?
         .block_on(serve(settings, args, variables, locking))
 }

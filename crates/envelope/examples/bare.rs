@@ -1,7 +1,6 @@
 //! AES-256-GCM and nothing else, by the crate that this one uses: what `scripts/bench-bulk` compares streams with.
 //!
 //! Usage: `bare encrypt|decrypt GIB`: works on segments of 64 KiB, and says nothing. Its CPU time is the measure.
-#![expect(clippy::disallowed_methods, reason = "a tool for measuring")]
 
 use aes_gcm::aead::consts::U12;
 use aes_gcm::aead::inout::InOutBuf;

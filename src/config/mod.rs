@@ -238,6 +238,8 @@ pub struct HttpSettings {
     pub connections_max: usize,
     /// How long a connection may be open without use.
     pub connection_idle_secs_max: u64,
+    /// How long the rest of a body is taken that was answered before it was read.
+    pub linger_secs_max: u64,
 }
 
 impl Default for HttpSettings {
@@ -262,6 +264,7 @@ impl Default for HttpSettings {
             streams_max: server.streams_max,
             connections_max: server.connections_max,
             connection_idle_secs_max: server.connection_idle_secs_max,
+            linger_secs_max: server.linger_secs_max,
         }
     }
 }
@@ -297,6 +300,7 @@ impl HttpSettings {
             streams_max: self.streams_max,
             connections_max: self.connections_max,
             connection_idle_secs_max: self.connection_idle_secs_max,
+            linger_secs_max: self.linger_secs_max,
         }
     }
 }

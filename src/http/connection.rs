@@ -1,15 +1,19 @@
-//! One connection: counted against a limit, and closed when nobody has used it for a while.
+//! One connection: counted against a limit, closed when nobody has used it for a while, and closed such that the last
+//! answer arrives.
 
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use axum::body::{Bytes, HttpBody};
 use axum_server::accept::Accept;
-use http::Request;
+use http::{Request, Version};
+use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,18 +24,27 @@ use tower::Service;
 /// open at the peer's wish only, and does not count as use.
 const UPKEEP_BYTES_MAX: usize = 32;
 
+/// How long a connection may stand still.
+#[derive(Clone, Copy)]
+pub(super) struct Times {
+    /// Without a request or a body's bytes.
+    pub(super) idle: Duration,
+    /// While what the peer still sends behind the last answer is taken and let go.
+    pub(super) linger: Duration,
+}
+
 /// Accepts at most so many connections at once, and closes those that are idle.
 #[derive(Clone)]
 pub(super) struct Bounded<A> {
     inner: A,
     slots: Arc<Semaphore>,
-    idle: Duration,
+    times: Times,
 }
 
 impl<A> Bounded<A> {
-    pub(super) fn new(inner: A, connections_max: usize, idle: Duration) -> Self {
+    pub(super) fn new(inner: A, connections_max: usize, times: Times) -> Self {
         let slots = Arc::new(Semaphore::new(connections_max.min(Semaphore::MAX_PERMITS)));
-        Self { inner, slots, idle }
+        Self { inner, slots, times }
     }
 }
 
@@ -53,26 +66,34 @@ where
                 "as many connections are open as http.connections_max allows",
             ))));
         };
-        let used = Arc::new(AtomicU64::new(0));
-        let counted = Counted { service, used: Arc::clone(&used), _slot: Arc::new(slot) };
-        let (accepting, idle) = (self.inner.accept(stream, counted), self.idle);
+        let seen = Arc::new(Seen::default());
+        let counted = Counted { service, seen: Arc::clone(&seen), _slot: Arc::new(slot) };
+        let (accepting, times) = (self.inner.accept(stream, counted), self.times);
         Box::pin(async move {
             let (stream, service) = accepting.await?;
-            let timer = Box::pin(tokio::time::sleep(idle));
-            Ok((IdleClosed { stream, used, used_seen: 0, idle, timer }, service))
+            Ok((IdleClosed::new(stream, seen, times), service))
         })
     }
 }
 
-/// A connection's service: holds its slot, and says when a request comes.
+/// What a connection's service has seen, for its stream to know.
+#[derive(Default)]
+struct Seen {
+    /// How often the connection was used.
+    uses: AtomicU64,
+    /// Whether a request's body has not come to its end.
+    unread: AtomicBool,
+}
+
+/// A connection's service: holds its slot, and says when a request comes and whether its body was read.
 #[derive(Clone)]
 pub(super) struct Counted<S> {
     service: S,
-    used: Arc<AtomicU64>,
+    seen: Arc<Seen>,
     _slot: Arc<OwnedSemaphorePermit>,
 }
 
-impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Counted<S> {
+impl<S: Service<Request<Watched>>> Service<Request<Incoming>> for Counted<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -82,41 +103,116 @@ impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Counted<S> {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        self.used.fetch_add(1, Ordering::Relaxed);
-        self.service.call(request)
+        self.seen.uses.fetch_add(1, Ordering::Relaxed);
+        // HTTP/2 ends a stream and not the connection where a body is not wanted.
+        let in_turn = request.version() < Version::HTTP_2;
+        if in_turn && !request.body().is_end_stream() {
+            self.seen.unread.store(true, Ordering::Relaxed);
+        }
+        let seen = Arc::clone(&self.seen);
+        self.service.call(request.map(|body| Watched { body, seen, in_turn }))
     }
 }
 
-/// A stream that ends when for `idle` neither a request began nor a body's bytes went either way. An answer that is
-/// being made counts as idle: `idle` is no shorter than what a request may take.
+/// A request's body that says when something of it comes, and when it has been read to its end.
+pub(super) struct Watched {
+    body: Incoming,
+    seen: Arc<Seen>,
+    in_turn: bool,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        // However little it is: it is not upkeep.
+        self.seen.uses.fetch_add(1, Ordering::Relaxed);
+        if self.in_turn && (frame.is_none() || self.body.is_end_stream()) {
+            self.seen.unread.store(false, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A stream that ends when for the idle time neither a request began nor a body's bytes went either way. An answer
+/// that is being made counts as idle: the time is no shorter than what a request may take.
+///
+/// Where the last request's body has not been read, what comes of it is taken for a while after the answer: a socket
+/// that is closed on unread bytes resets the connection, and the reset can take the answer away from the peer.
 pub(super) struct IdleClosed<T> {
     stream: T,
-    used: Arc<AtomicU64>,
-    used_seen: u64,
-    idle: Duration,
+    seen: Arc<Seen>,
+    uses_seen: u64,
+    times: Times,
     timer: Pin<Box<Sleep>>,
+    lingering: bool,
 }
 
 impl<T> IdleClosed<T> {
+    fn new(stream: T, seen: Arc<Seen>, times: Times) -> Self {
+        let idle = Box::pin(tokio::time::sleep(times.idle));
+        Self { stream, seen, uses_seen: 0, times, timer: idle, lingering: false }
+    }
+
     fn moved(&self, bytes: usize) {
         if bytes > UPKEEP_BYTES_MAX {
-            self.used.fetch_add(1, Ordering::Relaxed);
+            self.seen.uses.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Ready where the time is over: the reader sees the end of the stream.
+    /// Ready where the time is over.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.timer.as_mut().poll(cx));
-            let used = self.used.load(Ordering::Relaxed);
-            if used == self.used_seen {
+            let uses = self.seen.uses.load(Ordering::Relaxed);
+            if uses == self.uses_seen {
                 return Poll::Ready(());
             }
-            self.used_seen = used;
-            self.timer.set(tokio::time::sleep(self.idle));
+            self.uses_seen = uses;
+            self.timer.set(tokio::time::sleep(self.times.idle));
         }
     }
+
+    /// What a write says that goes on, or has waited too long for the peer to take what was written before.
+    fn poll_written<R>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        if written.is_pending() {
+            ready!(self.poll_idle(cx));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes nothing")));
+        }
+        written
+    }
 }
+
+impl<T: AsyncRead + Unpin> IdleClosed<T> {
+    /// Takes what comes until the peer ends, or the time is over.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut taken = [MaybeUninit::uninit(); LINGER_BYTES];
+        while self.timer.as_mut().poll(cx).is_pending() {
+            let mut taken = ReadBuf::uninit(&mut taken);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut taken));
+            if read.is_err() || taken.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+/// How much is taken at once of what nobody wants.
+const LINGER_BYTES: usize = 8 << 10;
 
 impl<T: AsyncRead + Unpin> AsyncRead for IdleClosed<T> {
     fn poll_read(
@@ -131,14 +227,16 @@ impl<T: AsyncRead + Unpin> AsyncRead for IdleClosed<T> {
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            // The reader sees the end of the stream.
             Poll::Pending => self.poll_idle(cx).map(Ok),
         }
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for IdleClosed<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for IdleClosed<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let written = ready!(self.poll_written(cx, written))?;
         self.moved(written);
         Poll::Ready(Ok(written))
     }
@@ -148,7 +246,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for IdleClosed<T> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, slices))?;
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let written = ready!(self.poll_written(cx, written))?;
         self.moved(written);
         Poll::Ready(Ok(written))
     }
@@ -158,10 +257,111 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for IdleClosed<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.poll_written(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if !self.lingering {
+            let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+            ready!(self.poll_written(cx, shut))?;
+            if !self.seen.unread.load(Ordering::Relaxed) {
+                return Poll::Ready(Ok(()));
+            }
+            self.lingering = true;
+            let linger = self.times.linger;
+            self.timer.set(tokio::time::sleep(linger));
+        }
+        self.poll_linger(cx).map(Ok)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the runtime's clock, which these tests have stopped")]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    const TIMES: Times = Times { idle: Duration::from_mins(1), linger: Duration::from_secs(5) };
+
+    fn connected(unread: bool) -> (IdleClosed<DuplexStream>, DuplexStream) {
+        let (own, peer) = duplex(1_000);
+        let seen = Arc::new(Seen::default());
+        seen.unread.store(unread, Ordering::Relaxed);
+        (IdleClosed::new(own, seen, TIMES), peer)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_given_up() {
+        let (mut own, mut peer) = connected(false);
+        let began = Instant::now();
+        let reading = async {
+            // Slowly, and then no more.
+            for _ in 0..5 {
+                sleep(Duration::from_secs(59)).await;
+                peer.read_exact(&mut [0; 1_000]).await.unwrap();
+            }
+            let last = Instant::now();
+            (last, peer)
+        };
+        let writing = async {
+            let failed = own.write_all(&vec![7; 1_000_000]).await.unwrap_err();
+            (failed, Instant::now())
+        };
+        let ((failed, at), (last, _peer)) = tokio::join!(writing, reading);
+        assert_eq!(failed.kind(), io::ErrorKind::TimedOut);
+        assert!(last - began > 4 * TIMES.idle, "a peer that takes something is waited for");
+        assert!((TIMES.idle..=2 * TIMES.idle).contains(&(at - last)), "{:?}", at - last);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_sends_nothing_is_given_up() {
+        let (mut own, _peer) = connected(false);
+        let began = Instant::now();
+        assert_eq!(own.read(&mut [0; 10]).await.unwrap(), 0, "the end");
+        assert_eq!(began.elapsed(), TIMES.idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_behind_the_last_answer_is_taken_until_the_peer_ends() {
+        let (mut own, mut peer) = connected(true);
+        own.write_all(b"no").await.unwrap();
+        let sending = async move {
+            peer.write_all(&vec![7; 100_000]).await.unwrap();
+            let mut answer = Vec::new();
+            peer.read_to_end(&mut answer).await.unwrap();
+            answer
+        };
+        let began = Instant::now();
+        let (shut, answer) = tokio::join!(own.shutdown(), sending);
+        assert!(shut.is_ok() && answer == b"no");
+        assert_eq!(began.elapsed(), Duration::ZERO, "no longer than the peer needs");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_sends_for_ever_is_not_listened_to_for_ever() {
+        let (mut own, mut peer) = connected(true);
+        let began = Instant::now();
+        let sending = async {
+            loop {
+                sleep(Duration::from_millis(100)).await;
+                peer.write_all(&[7; 500]).await.unwrap();
+            }
+        };
+        tokio::select! {
+            shut = own.shutdown() => shut.unwrap(),
+            () = sending => unreachable!("it never ends"),
+        }
+        assert_eq!(began.elapsed(), TIMES.linger);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_was_read_nobody_is_waited_for() {
+        let (mut own, _peer) = connected(false);
+        let began = Instant::now();
+        own.shutdown().await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }

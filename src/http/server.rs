@@ -9,7 +9,7 @@ use axum_server::accept::{DefaultAcceptor, NoDelayAcceptor};
 use axum_server::tls_rustls::RustlsAcceptor;
 use axum_server::{Address, Handle, Server};
 
-use super::connection::Bounded;
+use super::connection::{Bounded, Times};
 use super::tls::Tls;
 
 /// The listener's limits.
@@ -27,6 +27,9 @@ pub struct Options {
     /// How long a connection may be open without a request or a body's bytes, in seconds: it is closed after that,
     /// and before twice that. No less than a request may take. Default 60.
     pub connection_idle_secs_max: u64,
+    /// How long, in seconds, the rest of a body is taken and let go where it was answered before it was read: a client
+    /// that sends all before it reads would not see the answer otherwise. Default 5.
+    pub linger_secs_max: u64,
 }
 
 impl Default for Options {
@@ -37,6 +40,7 @@ impl Default for Options {
             streams_max: 128,
             connections_max: 4_096,
             connection_idle_secs_max: 60,
+            linger_secs_max: 5,
         }
     }
 }
@@ -133,7 +137,9 @@ pub fn bind_unix(path: &std::path::Path) -> std::io::Result<UnixListener> {
 }
 
 fn bounded<A>(acceptor: A, options: &Options) -> Bounded<A> {
-    Bounded::new(acceptor, options.connections_max, Duration::from_secs(options.connection_idle_secs_max))
+    let idle = Duration::from_secs(options.connection_idle_secs_max);
+    let linger = Duration::from_secs(options.linger_secs_max);
+    Bounded::new(acceptor, options.connections_max, Times { idle, linger })
 }
 
 fn limited<A: Address, Acc>(server: Server<A, Acc>, options: &Options) -> Server<A, Acc> {

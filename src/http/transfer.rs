@@ -6,8 +6,8 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -116,6 +116,8 @@ impl Transfers {
         let idle_secs = self.options.idle_secs_max;
         let input = Input { body, left: bytes_max, bytes_max, idle_secs };
         let work = work(input, Output { events: events.clone(), idle_secs });
+        let answering = Arc::new(OnceLock::new());
+        let stalled = Arc::clone(&answering);
         self.tracker.spawn(async move {
             let _ending = ending;
             let outcome = tokio::select! {
@@ -124,13 +126,23 @@ impl Transfers {
                 () = events.closed() => return,
                 outcome = work => outcome,
             };
-            // A receiver that stands still has had its time in `Output`.
             let time = Duration::from_secs(idle_secs);
-            let _ = tokio::time::timeout(time, events.send(Event::End(outcome))).await;
+            if tokio::time::timeout(time, events.send(Event::End(outcome))).await.is_err() {
+                // Nobody asks the body for more, and so it would keep what waits in it for as long as its connection.
+                stalled.get().and_then(Weak::upgrade).inspect(empty);
+            }
         });
         let held_max = if answer == Answer::AtOnce { 0 } else { self.options.transfer_held_bytes_max };
-        respond(arriving, held_max).await
+        respond(arriving, held_max, &answering).await
     }
+}
+
+/// What waits in an answer's body, until it is emptied from outside.
+type Waiting = Mutex<Option<Pieces>>;
+
+fn empty(waiting: &Arc<Waiting>) {
+    let pieces = waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+    drop(pieces);
 }
 
 enum Event {
@@ -139,7 +151,11 @@ enum Event {
     End(Result<(), Problem>),
 }
 
-async fn respond(mut arriving: mpsc::Receiver<Event>, held_max: usize) -> Result<Response, Problem> {
+async fn respond(
+    mut arriving: mpsc::Receiver<Event>,
+    held_max: usize,
+    answering: &OnceLock<Weak<Waiting>>,
+) -> Result<Response, Problem> {
     let (mut headers, mut held, mut held_bytes) = (HeaderMap::new(), VecDeque::new(), 0);
     let ended = loop {
         match arriving.recv().await {
@@ -161,16 +177,23 @@ async fn respond(mut arriving: mpsc::Receiver<Event>, held_max: usize) -> Result
     let body = if ended {
         Body::from(held.into_iter().flatten().collect::<Vec<u8>>())
     } else {
-        Body::new(Answering { held, arriving, ended: false })
+        let waiting = Arc::new(Mutex::new(Some(Pieces { held, arriving })));
+        let _ = answering.set(Arc::downgrade(&waiting));
+        Body::new(Answering { waiting, ended: false })
     };
     Ok((headers, body).into_response())
 }
 
 /// The body of an answer that goes on.
 struct Answering {
+    /// Nothing once it has ended, or was emptied.
+    waiting: Arc<Waiting>,
+    ended: bool,
+}
+
+struct Pieces {
     held: VecDeque<Bytes>,
     arriving: mpsc::Receiver<Event>,
-    ended: bool,
 }
 
 /// The transfer did not come to a clean end, and neither does the body.
@@ -189,27 +212,34 @@ impl HttpBody for Answering {
         if self.ended {
             return Poll::Ready(None);
         }
-        let piece = match self.held.pop_front() {
-            Some(piece) => piece,
-            None => match ready!(self.arriving.poll_recv(context)) {
-                Some(Event::Piece(piece)) => piece,
-                Some(Event::Begin(_)) => Bytes::new(),
-                Some(Event::End(Ok(()))) => {
-                    self.ended = true;
-                    return Poll::Ready(None);
-                }
+        let piece = ready!(self.poll_piece(context));
+        self.ended = !matches!(piece, Some(Ok(_)));
+        Poll::Ready(piece.map(|piece| piece.map(http_body::Frame::data)))
+    }
+}
+
+impl Answering {
+    fn poll_piece(&self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+        // Held by nobody else but for the moment in which it is emptied.
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pieces) = waiting.as_mut() else { return Poll::Ready(Some(Err(Broken))) };
+        let end = loop {
+            if let Some(piece) = pieces.held.pop_front() {
+                return Poll::Ready(Some(Ok(piece)));
+            }
+            match ready!(pieces.arriving.poll_recv(context)) {
+                Some(Event::Piece(piece)) => pieces.held.push_back(piece),
+                Some(Event::Begin(_)) => {}
+                Some(Event::End(Ok(()))) => break None,
                 Some(Event::End(Err(problem))) => {
-                    self.ended = true;
                     log(&problem);
-                    return Poll::Ready(Some(Err(Broken)));
+                    break Some(Err(Broken));
                 }
-                None => {
-                    self.ended = true;
-                    return Poll::Ready(Some(Err(Broken)));
-                }
-            },
+                None => break Some(Err(Broken)),
+            }
         };
-        Poll::Ready(Some(Ok(http_body::Frame::data(piece))))
+        *waiting = None;
+        Poll::Ready(end)
     }
 }
 

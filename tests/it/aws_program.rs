@@ -117,6 +117,35 @@ async fn the_shortest_way_to_try_it_with_aws_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_service_and_registry_the_kms_alone_opens_what_was_encrypted() {
+    let emulator = Emulator::builder().region(IRELAND).start().await.unwrap();
+    let kek = emulator.create_key(IRELAND, CreateKey::new()).unwrap();
+    let other = emulator.create_key(IRELAND, CreateKey::new()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let sealed = {
+        let program = Program::start(keyfold(folder.path(), &emulator.url()), folder.path(), &kek);
+        program.caller.encrypt(b"hello", &json!({"record": "42"})).await
+    };
+    std::fs::remove_dir_all(folder.path().join("keyfold-data")).unwrap();
+    std::fs::write(folder.path().join("field.kf"), sealed).unwrap();
+    let offline = |verb: &str, record: &str, more: &[&str]| {
+        let mut command = keyfold(folder.path(), &emulator.url());
+        command.args([verb, "field.kf", "-c", &format!("record={record}")]).args(more);
+        run(command)
+    };
+    let opened = offline("decrypt", "42", &["--kek", &kek, "-o", "-"]).await;
+    assert!(opened.status.success() && opened.stdout == b"hello", "{}", printed(&opened));
+    for (record, kek) in [("43", &kek), ("42", &other)] {
+        let refused = offline("decrypt", record, &["--kek", kek, "-o", "-"]).await;
+        assert!(!refused.status.success() && refused.stdout.is_empty(), "{}", printed(&refused));
+    }
+    let moved = offline("rewrap", "42", &["--kek", &kek, "--to-kek", &other]).await;
+    assert!(moved.status.success(), "{}", printed(&moved));
+    let opened = offline("decrypt", "42", &["--kek", &other, "-o", "-"]).await;
+    assert!(opened.status.success() && opened.stdout == b"hello", "{}", printed(&opened));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_same_works_against_moto() {
     let moto = Moto::start();
     let kek = create_key(&owner(&moto.url)).await;

@@ -52,6 +52,7 @@ async fn the_headers_say_what_the_json_says() {
     let (_world, service, caller) = started().await;
     let made = caller.post("/v1/tenants/acme/keys", &json!({"key": "files"})).await;
     assert_eq!(made.status, 201, "{}", made.raw);
+    let json_caller = caller.clone();
     let caller = caller.with_header("keyfold-context", "record=\"42\", name=%\"caf%c3%a9\"");
     let named = caller.with_header("keyfold-key", "files").with_header("keyfold-envelope", "compact");
     let (response, envelope) = raw(&named, "/v1/encrypt", "hello").await;
@@ -63,7 +64,7 @@ async fn the_headers_say_what_the_json_says() {
     assert!(head.wrapped().is_compact());
     // The JSON call opens it, with the same context in JSON.
     let text = envelope::text::encode(&envelope);
-    assert_eq!(caller.decrypt(&text, &json!({"record": "42", "name": "café"})).await, b"hello");
+    assert_eq!(json_caller.decrypt(&text, &json!({"record": "42", "name": "café"})).await, b"hello");
     let (response, opened) = raw(&caller, "/v1/decrypt", envelope.clone()).await;
     assert_eq!(opened.unwrap(), b"hello");
     assert_eq!(response.headers()["keyfold-key"], "files");
@@ -151,6 +152,7 @@ async fn a_side_that_stands_still_is_not_waited_for_for_ever() {
     let mut world = World::new().await;
     world.settings.http.idle_secs_max = 1;
     world.settings.http.request_secs_max = 1;
+    world.settings.http.connection_idle_secs_max = 1;
     let service = world.start().await;
     let caller = service.tenant_and_caller("acme").await;
     // The sender.
@@ -161,15 +163,11 @@ async fn a_side_that_stands_still_is_not_waited_for_for_ever() {
     assert!(answer.contains("504") && answer.contains("deadline_exceeded"), "{answer}");
     // The receiver: nothing of the answer is read, and more is sent than all buffers between hold.
     let mut half = Half::post(&service, &caller, "/v1/encrypt", OCTETS, 1 << 30).await;
-    let sending = tokio::time::timeout(Duration::from_secs(8), async {
+    let sending = tokio::time::timeout(Duration::from_secs(20), async {
         let noise = noise(1 << 20);
-        loop {
-            if half.0.write_all(&noise).await.is_err() {
-                return;
-            }
-        }
+        while half.0.write_all(&noise).await.is_ok() {}
     });
-    let _ = sending.await;
+    assert!(sending.await.is_ok(), "its connection is closed");
     all_transfers_end(&service).await;
     // A transfer that moves, however slowly, is not bound by the deadline of small requests.
     let slow = futures_util::stream::unfold(0, |n| async move {
@@ -178,6 +176,29 @@ async fn a_side_that_stands_still_is_not_waited_for_for_ever() {
     });
     let envelope = through(&caller, "/v1/encrypt", reqwest::Body::wrap_stream(slow)).await;
     assert_eq!(through(&caller, "/v1/decrypt", envelope).await, b"xxxxx");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_answer_reaches_a_client_that_sends_all_before_it_reads() {
+    const ANNOUNCED: usize = 50 << 20;
+    let (_world, service, caller) = started().await;
+    let mut envelope = through(&caller, "/v1/encrypt", noise(3 << 20)).await;
+    envelope.resize(ANNOUNCED, 0);
+    for (token, code) in [(caller.token(), "context_mismatch"), ("kf_nobody", "unauthenticated")] {
+        let mut socket = tokio::net::TcpStream::connect(service.address).await.unwrap();
+        let head = format!(
+            "POST /v1/decrypt HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: {OCTETS}\r\n\
+             keyfold-context: record=\"43\"\r\ncontent-length: {ANNOUNCED}\r\n\r\n"
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket.write_all(&envelope).await.unwrap();
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.contains(code), "{answer}");
+    }
+    all_transfers_end(&service).await;
     service.stop().await;
 }
 

@@ -11,7 +11,10 @@
 
 mod airports;
 mod api;
+mod aws_memory;
 mod aws_program;
+mod aws_reach;
+mod aws_service;
 mod aws_world;
 mod bad_input;
 mod bulk;
@@ -21,6 +24,8 @@ mod context;
 mod contract;
 mod forgeries;
 mod keyring_file;
+mod guard;
+mod hardening;
 mod kill;
 mod killed;
 mod kms_aws;

@@ -247,7 +247,7 @@ async fn generate(kms: &AwsKms, kek: &Kek) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_calls_to_keys_in_two_regions_take_one_connection() {
+async fn a_hundred_calls_to_keys_in_two_regions_take_no_connection_more_than_regions() {
     let mut tasks = JoinSet::new();
     let emulator = Emulator::builder().region(IRELAND).region(FRANKFURT).start().await.unwrap();
     let (url, connections) = counting_relay(&mut tasks, emulator.address()).await;
@@ -257,7 +257,9 @@ async fn a_hundred_calls_to_keys_in_two_regions_take_one_connection() {
     for n in 0..100 {
         generate(&kms, &keks[n % 2]).await;
     }
-    assert_eq!((emulator.count("GenerateDataKey"), connections.load(Ordering::SeqCst)), (100, 1));
+    assert_eq!(emulator.count("GenerateDataKey"), 100);
+    let one_after_the_other = connections.load(Ordering::SeqCst);
+    assert!(one_after_the_other <= 2, "{one_after_the_other} connections for 100 calls");
     // As many at once take as many connections, and the next ones take those.
     for _ in 0..5 {
         let mut at_once = JoinSet::new();
@@ -268,7 +270,7 @@ async fn a_hundred_calls_to_keys_in_two_regions_take_one_connection() {
         at_once.join_all().await;
     }
     let connections = connections.load(Ordering::SeqCst);
-    assert!((1..=16).contains(&connections), "{connections} connections for 40 calls, 8 at once");
+    assert!(connections <= 20, "{connections} connections for 140 calls, 8 at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

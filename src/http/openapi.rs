@@ -1,5 +1,7 @@
 //! The OpenAPI document: generated from the handlers and the route table, and served with a page to read it.
 
+mod forms;
+
 use axum::Router;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -53,13 +55,15 @@ pub(super) fn base() -> OpenApi {
     OpenApiBuilder::new().info(info).components(Some(components)).tags(Some(tags)).build()
 }
 
+pub(super) use forms::add as add_forms;
+
 /// Adds to every operation the problems that it can answer.
 pub(super) fn add_problems(paths: &mut Paths, credential: bool, body: bool, problems: &[Code]) {
     for item in paths.paths.values_mut() {
         for (operation, has_body) in operations(item) {
             let mut codes = problems.to_vec();
             if credential {
-                codes.extend([Code::Unauthenticated, Code::IssuerUnavailable]);
+                codes.extend([Code::Unauthenticated, Code::IssuerUnavailable, Code::AuditUnavailable]);
                 operation.security = Some(vec![SecurityRequirement::new(BEARER, Vec::<String>::new())]);
             }
             if body && has_body {

@@ -17,11 +17,12 @@ use tokio_util::task::AbortOnDropHandle;
 use utoipa::ToSchema;
 
 use super::items::{Answers, DecryptItem, EncryptItem, ItemProblem, ItemVerb, RewrapItem, answer_all};
-use super::{NDJSON, is, lines};
+use super::{NDJSON, is, lines, refuse_raw_headers};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::http::HttpState;
 use crate::http::handlers::{JsonBody, Permitted, json};
 use crate::http::json::parse;
+use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
 
 /// The most items that are answered before other work gets its turn.
@@ -140,8 +141,10 @@ async fn answer<V: ItemVerb>(
     request: Request,
 ) -> Result<Response, Problem> {
     if is(request.headers(), NDJSON) {
-        return lines::answer(state, permit, request.into_body()).await;
+        refuse_raw_headers(request.headers())?;
+        return lines::answer(state, permit, request).await;
     }
+    let tab = request.extensions().get::<Tab>().cloned();
     let JsonBody(body) = JsonBody::from_request(request, &()).await?;
     let items_max = state.options.batch_items_max;
     let work = if body.len() <= INLINE_BYTES {
@@ -151,6 +154,9 @@ async fn answer<V: ItemVerb>(
         let apart = apart.await;
         apart.map_err(|error| Problem::internal(Code::InternalError, &error))??
     };
+    if let Some(tab) = tab {
+        tab.more_items(work.items.len())?;
+    }
     let answers = spread(&state, permit, work).await?;
     let bytes: usize = answers.iter().map(|answers| answers.json.len()).sum();
     let mut out = Vec::with_capacity(bytes + 64);

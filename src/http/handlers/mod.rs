@@ -18,13 +18,16 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 
+use super::bulk::refuse_raw_headers;
+use super::json::ObjectOnly;
 use super::middleware::authenticate::Caller;
 use super::middleware::context::ContextRules;
+use super::middleware::quota::Tab;
 use super::problem::{Code, Problem};
 use crate::access::{AdminOf, Operate, Permit, PermitVerb};
 use crate::operations::Page;
@@ -46,6 +49,7 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
         if !media_type.is_some_and(is_json) {
             return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
         }
+        refuse_raw_headers(request.headers())?;
         let limit = request.extensions().get::<BodyBytesMax>().map_or(0, |limit| limit.0);
         let too_large = || {
             Problem::new(
@@ -54,17 +58,27 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
             )
         };
         // What is announced is refused before it is sent; what is not announced is counted.
-        let announced =
-            request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let (announced, tab) = (announced(request.headers()), request.extensions().get::<Tab>().cloned());
         if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
             return Err(too_large());
         }
         match Limited::new(request.into_body(), limit).collect().await {
-            Ok(body) => Ok(Self(body.to_bytes())),
+            Ok(body) => {
+                let body = body.to_bytes();
+                if let Some(tab) = tab {
+                    tab.more_bytes(body.len() as u64)?;
+                }
+                Ok(Self(body))
+            }
             Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
             Err(_) => Err(Problem::new(Code::MalformedRequest, "the body ended before it was complete")),
         }
     }
+}
+
+/// How long a body is, where its head says so.
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 fn is_json(media_type: &str) -> bool {
@@ -86,6 +100,9 @@ impl<V: PermitVerb, S: Send + Sync> FromRequestParts<S> for Permitted<V> {
         }
         let caller = caller(parts)?;
         let permit: Permit<V> = caller.0.permit(tenant)?;
+        if let Some(tab) = parts.extensions.get::<Tab>() {
+            tab.open(permit.tenant(), permit.principal(), announced(&parts.headers))?;
+        }
         let Some(circumstances) = &caller.1 else { return Ok(Self(permit)) };
         let circumstances = match parts.extensions.get::<ContextRules>() {
             Some(rules) => rules.for_tenant(circumstances, permit.tenant())?.map(Arc::new),
@@ -204,18 +221,30 @@ impl From<Status> for StatusName {
 
 /// A master key in a ring.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub(super) struct KekBody {
     /// The ARN of an AWS KMS key, or `local:NAME` of the embedded key ring.
     #[schema(example = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab")]
     kek: String,
     /// The IAM role to assume for it, where it lives in another account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(example = "arn:aws:iam::111122223333:role/keyfold")]
+    #[schema(example = "arn:aws:iam::111122223333:role/keyfold", pattern = "^arn:.*:role/", max_length = 2048)]
     role: Option<String>,
     /// The external id that the role's trust policy asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     external_id: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for KekBody {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(ObjectOnly(deserializer))
+    }
+}
+
+impl Serialize for KekBody {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
 }
 
 impl From<&Kek> for KekBody {

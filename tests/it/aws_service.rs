@@ -314,7 +314,7 @@ async fn a_kek_that_cannot_be_used_is_refused_when_the_tenant_is_made_and_not_la
     world.emulator.disable_key(&disabled).unwrap();
     for (kek, named) in [(foreign.as_str(), "kms:DescribeKey"), (disabled.as_str(), "not enabled")] {
         let answer = operator.post("/v1/tenants", &json!({"tenant": "new", "keks": [{"kek": kek}]})).await;
-        let detail = answer.problem("invalid_request");
+        let detail = answer.problem("malformed_request");
         assert!(detail.contains(named), "{detail}");
     }
     service.stop().await;

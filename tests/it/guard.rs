@@ -236,18 +236,21 @@ async fn no_more_calls_are_in_flight_than_allowed_and_half_of_them_in_the_backgr
     assert_eq!(guarded.asked_by().len(), 20);
 }
 
-/// The background holds no place while it lets clients go first: they may need that very place.
+/// The background holds no place while it waits: clients, who go first, may need that very one.
 #[tokio::test]
 async fn where_there_is_one_place_clients_go_first_too() {
-    let guarded = Arc::new(Guarded::new(Options { in_flight_max: 1, ..Options::default() }, 0));
-    let mut calls = JoinSet::new();
-    guarded.start(&mut calls, 3, Urgency::Background).await;
-    guarded.start(&mut calls, 2, Urgency::Foreground).await;
-    assert_eq!(guarded.asked_by().len(), 1);
+    let options = Options { in_flight_max: 1, calls_per_sec_max: 1, ..Options::default() };
+    let guarded = Arc::new(Guarded::new(options, 0));
     guarded.kms.ends.add_permits(10);
-    guarded.pass(200).await;
-    assert_eq!(guarded.asked_by()[1..3], [Urgency::Foreground; 2]);
-    assert_eq!(guarded.asked_by().len(), 5);
+    guarded.call(IRELAND, Urgency::Foreground).await.unwrap();
+    let mut calls = JoinSet::new();
+    guarded.start(&mut calls, 1, Urgency::Background).await;
+    guarded.start(&mut calls, 1, Urgency::Foreground).await;
+    assert_eq!(guarded.asked_by().len(), 1, "the second's one call has been sent");
+    guarded.pass(1_100).await;
+    assert_eq!(guarded.asked_by()[1..], [Urgency::Foreground]);
+    guarded.pass(1_100).await;
+    assert_eq!(guarded.asked_by()[2..], [Urgency::Background]);
     assert!(calls.join_all().await.into_iter().all(|outcome| outcome.is_ok()));
 }
 

@@ -5,6 +5,7 @@
 use anyhow::bail;
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::config::{LockMemory, MemorySettings};
 
@@ -37,24 +38,41 @@ pub fn harden(settings: &MemorySettings) -> anyhow::Result<Locking> {
 
 /// All memory, where there is no limit: with one, the process would die of the first allocation beyond it.
 fn lock(required: bool) -> anyhow::Result<Locking> {
-    let limit = getrlimit(Resource::Memlock).current;
-    if limit.is_none() {
+    let limit = getrlimit(Resource::Memlock).current.filter(|_| !is_above_the_limit());
+    let Some(limit) = limit else {
         let all = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
-        match mlockall(all) {
-            Ok(()) => return Ok(Locking::Settled),
+        return match mlockall(all) {
+            Ok(()) => Ok(Locking::Settled),
             Err(refused) if required => {
                 bail!("memory.lock = \"require\", and the system does not lock memory: {refused}")
             }
             Err(refused) => {
                 tracing::warn!(%refused, "the system does not lock this process's memory: keys may reach the swap");
+                Ok(Locking::Settled)
             }
-        }
-    } else if required {
+        };
+    };
+    if required {
         bail!(
-            "memory.lock = \"require\", and the limit of locked memory is {} bytes: raise it to unlimited \
-             (LimitMEMLOCK=infinity for systemd, --ulimit memlock=-1 for Docker), or set memory.lock = \"try\"",
-            limit.unwrap_or(0)
+            "memory.lock = \"require\", and the limit of locked memory is {limit} bytes: raise it to unlimited \
+             (LimitMEMLOCK=infinity for systemd, --ulimit memlock=-1 for Docker), or set memory.lock = \"try\""
         );
     }
+    if limit == 0 {
+        tracing::warn!(
+            "the system lets this process lock no memory: keys may reach the swap; raise the limit \
+             (LimitMEMLOCK=infinity for systemd, --ulimit memlock=-1 for Docker), or set memory.lock = \"off\""
+        );
+        return Ok(Locking::Settled);
+    }
+    tracing::info!(
+        limit_bytes = limit,
+        "only the pages that data keys lie on are locked: the system limits how much memory this process may lock"
+    );
     Ok(Locking::PagesOfKeys)
+}
+
+/// Who has CAP_IPC_LOCK has no limit, whatever it says.
+fn is_above_the_limit() -> bool {
+    capabilities(None).is_ok_and(|own| own.effective.contains(CapabilitySet::IPC_LOCK))
 }

@@ -123,6 +123,13 @@ impl AwsSettings {
         }
         for (name, endpoint) in [("kms", &self.kms_endpoint), ("sts", &self.sts_endpoint)] {
             check_endpoint(name, endpoint.as_deref())?;
+            if endpoint.is_some() && self.fips == Some(true) {
+                // The SDK would refuse every single call.
+                return Err(ConfigError::Invalid(format!(
+                    "aws.fips chooses AWS's own FIPS endpoints, and aws.{name}_endpoint another one: leave out \
+                     aws.fips, and set aws.kms_endpoint and aws.sts_endpoint to FIPS endpoints"
+                )));
+            }
         }
         Ok(())
     }
@@ -191,6 +198,10 @@ mod tests {
             assert!(error.contains(named), "{error}");
         }
         let endpoint = "https://vpce-1.kms.{region}.vpce.amazonaws.com";
+        let both = [("KEYFOLD_AWS__FIPS", "true"), ("KEYFOLD_AWS__KMS_ENDPOINT", endpoint)];
+        let error = load(both).unwrap_err().to_string();
+        assert!(error.contains("aws.fips") && error.contains("aws.kms_endpoint"), "{error}");
+        assert!(load([("KEYFOLD_AWS__FIPS", "false"), both[1]]).is_ok());
         assert!(
             load([("KEYFOLD_AWS__KMS_ENDPOINT", endpoint), ("KEYFOLD_AWS__ROLE_SESSION_SECS", "900")])
                 .is_ok()

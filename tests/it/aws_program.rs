@@ -1,13 +1,10 @@
 //! The real program with its master keys in AWS KMS, set up as AWS users do it: by the SDK's own environment.
 
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _};
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use kms_emulator::{CreateKey, Emulator, Fault, FaultScope, Principal, Role};
 use serde_json::json;
 
@@ -18,7 +15,7 @@ use crate::kms_moto::{Moto, create_key, owner};
 const BINARY: &str = env!("CARGO_BIN_EXE_keyfold");
 
 /// `keyfold` in the environment of an AWS user.
-fn keyfold(folder: &Path, kms_url: &str) -> Command {
+pub(crate) fn keyfold(folder: &Path, kms_url: &str) -> Command {
     let mut command = Command::new(BINARY);
     command.current_dir(folder).stdin(Stdio::null());
     for (name, _) in inherited() {
@@ -41,19 +38,18 @@ fn keyfold(folder: &Path, kms_url: &str) -> Command {
     clippy::disallowed_methods,
     reason = "what the test's own environment holds must not reach the program"
 )]
-fn inherited() -> Vec<(String, String)> {
+pub(crate) fn inherited() -> Vec<(String, String)> {
     std::env::vars().collect()
 }
 
 /// `keyfold serve --dev`; ended with the value.
-struct Program {
-    process: Child,
-    address: SocketAddr,
-    caller: Caller,
+pub(crate) struct Program {
+    pub(crate) process: Child,
+    pub(crate) caller: Caller,
 }
 
 impl Program {
-    fn start(mut command: Command, folder: &Path, kek: &str) -> Self {
+    pub(crate) fn start(mut command: Command, folder: &Path, kek: &str) -> Self {
         let mut process = command
             .args(["serve", "--dev", "--kek", kek, "--listen", "127.0.0.1:0"])
             .stderr(Stdio::piped())
@@ -70,7 +66,7 @@ impl Program {
         std::thread::spawn(move || lines.for_each(drop));
         let address: SocketAddr = address.unwrap_or_else(|| panic!("keyfold does not start:\n{said}"));
         let token = std::fs::read_to_string(folder.join("keyfold-data/dev-api-key")).unwrap();
-        Self { process, address, caller: Caller::new(address, Some(token.trim().to_owned())) }
+        Self { process, caller: Caller::new(address, Some(token.trim().to_owned())) }
     }
 }
 
@@ -81,11 +77,11 @@ impl Drop for Program {
     }
 }
 
-async fn run(mut command: Command) -> Output {
+pub(crate) async fn run(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
-fn printed(output: &Output) -> String {
+pub(crate) fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -227,104 +223,4 @@ async fn the_doctor_tries_every_kek_of_every_tenant_and_names_the_action_that_is
     emulator.faults().set(FaultScope::region(FRANKFURT), Fault::Unavailable);
     let said = printed(&cli(&["doctor", "acme"]).await);
     assert!(said.contains("1 of 2 KEKs do not work"), "{said}");
-}
-
-/// A data key as it could stand in memory.
-fn spellings(key: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
-    use std::fmt::Write as _;
-    let hex = key.iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    });
-    vec![
-        ("raw", key.to_vec()),
-        ("hex", hex.clone().into_bytes()),
-        ("HEX", hex.to_uppercase().into_bytes()),
-        // Without its last character, which padding would change.
-        ("base64", STANDARD_NO_PAD.encode(key).into_bytes()),
-        ("base64url", URL_SAFE_NO_PAD.encode(key).into_bytes()),
-    ]
-}
-
-/// Everything that the process can write to, copied.
-fn memory_of(process: u32) -> Vec<Vec<u8>> {
-    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
-    let mut memory = std::fs::File::open(format!("/proc/{process}/mem")).unwrap();
-    let mut regions = Vec::new();
-    for line in maps.lines() {
-        let (range, rest) = line.split_once(' ').unwrap();
-        if !rest.starts_with("rw") {
-            continue;
-        }
-        let (from, to) = range.split_once('-').unwrap();
-        let from = u64::from_str_radix(from, 16).unwrap();
-        let to = u64::from_str_radix(to, 16).unwrap();
-        memory.seek(std::io::SeekFrom::Start(from)).unwrap();
-        let mut bytes = Vec::new();
-        // A region may be gone since, or not be readable.
-        let _ = (&mut memory).take(to - from).read_to_end(&mut bytes);
-        regions.push(bytes);
-    }
-    regions
-}
-
-fn found(regions: &[Vec<u8>], needle: &[u8]) -> bool {
-    regions.iter().any(|region| memchr::memmem::find(region, needle).is_some())
-}
-
-#[track_caller]
-fn assert_gone(process: u32, keys: &[Vec<u8>], when: &str) {
-    let regions = memory_of(process);
-    for key in keys {
-        for (spelling, needle) in spellings(key) {
-            assert!(!found(&regions, &needle), "{when}, a data key is in memory ({spelling})");
-        }
-    }
-}
-
-/// The KMS's answers hold plaintext data keys. The answers, and whatever was made of them, must be wiped.
-#[tokio::test(flavor = "multi_thread")]
-async fn no_data_key_is_in_the_programs_memory_after_its_time() {
-    let emulator = Emulator::builder().region(IRELAND).remember_data_keys().start().await.unwrap();
-    let kek = emulator.create_key(IRELAND, CreateKey::new()).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let mut command = keyfold(folder.path(), &emulator.url());
-    command
-        // So that this test can look into it without being its administrator.
-        .env("KEYFOLD_MEMORY__NOT_DUMPABLE", "false")
-        .env("KEYFOLD_AWS__CONNECTION_IDLE_SECS_MAX", "1")
-        .env("KEYFOLD_POOL__TENANT_DEKS_MAX", "2")
-        .env("KEYFOLD_POOL__DEK_PLAINTEXT_SECS_MAX", "10");
-    let program = Program::start(command, folder.path(), &kek);
-    let process = program.process.id();
-    let caller = &program.caller;
-    let first = caller.encrypt(b"hello", &json!({})).await;
-    for key in ["two", "three", "four"] {
-        caller.post("/v1/tenants/dev/keys", &json!({"key": key})).await.ok(201);
-        let body = json!({"plaintext": STANDARD.encode(b"hello"), "key": key});
-        caller.post("/v1/encrypt", &body).await.ok(200);
-    }
-    // Evicted by the others: fetched again.
-    caller.decrypt(&first, &json!({})).await;
-    let keys = emulator.data_keys();
-    assert_eq!((keys.len(), emulator.count("Decrypt")), (4, 1));
-    assert!(found(&memory_of(process), kek.as_bytes()), "the search finds what is there");
-    // The KMS connection's buffers go with it.
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    assert_gone(process, &keys, "after eviction");
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    assert_gone(process, &keys, "after expiry");
-    assert_eq!(program.address.ip().to_string(), "127.0.0.1");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_program_asks_the_system_for_no_dumps() {
-    let emulator = Emulator::builder().region(IRELAND).start().await.unwrap();
-    let kek = emulator.create_key(IRELAND, CreateKey::new()).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let program = Program::start(keyfold(folder.path(), &emulator.url()), folder.path(), &kek);
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", program.process.id())).unwrap();
-    let core: Vec<&str> =
-        limits.lines().find(|line| line.starts_with("Max core")).unwrap().split_whitespace().collect();
-    assert_eq!(core[4..6], ["0", "0"], "{core:?}");
 }

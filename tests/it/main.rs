@@ -11,8 +11,11 @@
 
 mod airports;
 mod api;
+mod aws_memory;
 mod audit;
 mod aws_program;
+mod aws_reach;
+mod aws_service;
 mod aws_world;
 mod bad_input;
 mod bulk;
@@ -23,6 +26,8 @@ mod contract;
 mod docs;
 mod forgeries;
 mod keyring_file;
+mod guard;
+mod hardening;
 mod kill;
 mod killed;
 mod kms_aws;

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::caller::Caller;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_keyfold");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_keyfold");
 /// Longer than anything takes.
 const TIME_MAX: Duration = Duration::from_secs(60);
 
@@ -82,7 +82,17 @@ pub(crate) struct Program {
 impl Program {
     /// Starts it on a free port, and waits until it is ready.
     pub(crate) async fn serve(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(BINARY)
+        Self::serve_by(Command::new(BINARY), folder, arguments, variables).await
+    }
+
+    /// The same by a command that ends in the program's: one that changes its limits or its user first.
+    pub(crate) async fn serve_by(
+        mut command: Command,
+        folder: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .current_dir(folder)
@@ -130,6 +140,11 @@ impl Program {
     pub(crate) fn dev_caller(&self, data_dir: &Path) -> Caller {
         let token = std::fs::read_to_string(data_dir.join("dev-api-key")).unwrap();
         self.anonymous().with_token(token.trim_end())
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id().unwrap()
     }
 
     /// What it has written to its standard error so far.

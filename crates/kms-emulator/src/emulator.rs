@@ -35,6 +35,7 @@ pub struct CreateKey {
     policy: Option<String>,
     description: Option<String>,
     multi_region: bool,
+    id: Option<String>,
 }
 
 impl CreateKey {
@@ -64,6 +65,12 @@ impl CreateKey {
     /// With a description.
     pub fn description(mut self, text: impl Into<String>) -> Self {
         self.description = Some(text.into());
+        self
+    }
+
+    /// With this id, a UUID, so that its ARN is known beforehand. A multi-Region key's is `mrk-` and the same digits.
+    pub fn id(mut self, uuid: impl Into<String>) -> Self {
+        self.id = Some(uuid.into());
         self
     }
 
@@ -106,9 +113,12 @@ impl Emulator {
 
     /// Makes a key and gives its ARN.
     pub fn create_key(&self, region: &str, options: CreateKey) -> Result<String, KmsError> {
-        let CreateKey { account, alias, policy, description, multi_region } = options;
+        let CreateKey { account, alias, policy, description, multi_region, id } = options;
         let caller = Caller::owner(region, account.as_ref().unwrap_or(&self.account));
         let mut parameters = json!({"MultiRegion": multi_region});
+        if let Some(id) = id {
+            parameters["KeyId"] = id.into();
+        }
         if let Some(policy) = policy {
             parameters["Policy"] = policy.into();
         }

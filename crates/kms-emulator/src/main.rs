@@ -41,8 +41,14 @@ struct Arguments {
     #[arg(long = "role", value_name = "ARN[=EXTERNAL_ID]")]
     roles: Vec<String>,
 
-    /// Make a key with this alias in the first region unless there is one (repeatable), and print its ARN.
-    #[arg(long = "create-key", value_name = "ALIAS")]
+    /// Make a key with this alias in the first region unless there is one (repeatable), and print its ARN. With a
+    /// UUID for its id its ARN is known beforehand: alias/demo=1234abcd-12ab-34cd-56ef-1234567890ab
+    #[arg(
+        long = "create-key",
+        env = "KMS_EMULATOR_CREATE_KEYS",
+        value_delimiter = ',',
+        value_name = "ALIAS[=UUID]"
+    )]
     create_keys: Vec<String>,
 
     /// Make the keys of --create-key multi-Region ones, with a replica and the alias in every region.
@@ -101,8 +107,8 @@ async fn run(arguments: Arguments) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let emulator = builder.start().await?;
     tracing::info!(url = emulator.url(), regions = ?emulator.regions(), "listening");
-    for alias in &arguments.create_keys {
-        let arn = provide_key(&emulator, alias, arguments.multi_region)?;
+    for key in &arguments.create_keys {
+        let arn = provide_key(&emulator, key, arguments.multi_region)?;
         writeln!(std::io::stdout(), "{arn}")?;
     }
     tokio::select! {
@@ -113,13 +119,17 @@ async fn run(arguments: Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The ARN of the key with this alias, which is made if need be.
-fn provide_key(emulator: &Emulator, alias: &str, multi_region: bool) -> Result<String> {
+/// The ARN of the key with this alias, and this id if one is given, which is made if need be.
+fn provide_key(emulator: &Emulator, key: &str, multi_region: bool) -> Result<String> {
+    let (alias, id) = key.split_once('=').map_or((key, None), |(alias, id)| (alias, Some(id)));
     let regions = emulator.regions();
     if let Some(arn) = emulator.key_of_alias(&regions[0], alias) {
         return Ok(arn);
     }
-    let options = CreateKey::new().alias(alias);
+    let mut options = CreateKey::new().alias(alias);
+    if let Some(id) = id {
+        options = options.id(id);
+    }
     if !multi_region {
         return Ok(emulator.create_key(&regions[0], options)?);
     }

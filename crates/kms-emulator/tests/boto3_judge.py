@@ -6,6 +6,7 @@ Usage: python boto3_judge.py URL
 import json
 import re
 import sys
+import urllib.request
 
 import boto3
 from botocore.config import Config
@@ -15,6 +16,20 @@ URL = sys.argv[1]
 HOME, AWAY = "eu-west-1", "eu-central-1"
 OURS, THEIRS = "111122223333", "444455556666"
 judged = 0
+# What has been judged: operations that succeeded, and errors.
+served, failed = set(), set()
+OPERATIONS = {
+    "CreateKey", "DescribeKey", "ListKeys", "CreateAlias", "UpdateAlias", "DeleteAlias", "ListAliases",
+    "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "Encrypt", "Decrypt", "ReEncrypt", "EnableKey",
+    "DisableKey", "ScheduleKeyDeletion", "CancelKeyDeletion", "EnableKeyRotation", "DisableKeyRotation",
+    "RotateKeyOnDemand", "ListKeyRotations", "GetKeyRotationStatus", "ReplicateKey", "GetKeyPolicy",
+    "PutKeyPolicy", "ListKeyPolicies", "ListResourceTags",
+}
+ERRORS = {
+    "DisabledException", "KMSInvalidStateException", "IncorrectKeyException", "InvalidCiphertextException",
+    "NotFoundException", "AccessDeniedException", "ThrottlingException", "KMSInternalException",
+    "DependencyTimeoutException", "KeyUnavailableException", "InvalidKeyUsageException", "ValidationException",
+}
 
 
 def client(service="kms", region=HOME, key="AKIAEXAMPLE", token=None):
@@ -41,17 +56,20 @@ def judge(model, http_response, **_):
     assert headers["x-amzn-requestid"], headers
     body = json.loads(http_response.content) if http_response.content else None
     if http_response.status_code == 200:
+        served.add(model.name)
         if model.output_shape is None:
             assert body is None, (model.name, body)
         else:
             conforms(body, model.output_shape, model.name)
         return
     code = body["__type"]
+    failed.add(code)
     assert headers["x-amzn-errortype"] == code, (headers, body)
     assert set(body) <= {"__type", "message"}, body
     server_faults = {"KMSInternalException", "DependencyTimeoutException", "KeyUnavailableException"}
     assert http_response.status_code == (500 if code in server_faults else 400), (code, http_response.status_code)
-    anywhere = {"AccessDeniedException", "ValidationException", "UnrecognizedClientException", "InvalidArnException"}
+    anywhere = {"AccessDeniedException", "ThrottlingException", "ValidationException"}
+    anywhere |= {"UnrecognizedClientException", "InvalidArnException"}
     assert code in anywhere | {shape.name for shape in model.error_shapes}, (model.name, code)
 
 
@@ -247,6 +265,29 @@ def roles():
     refused("UnrecognizedClientException", client(key=credentials["AccessKeyId"], token="x").list_keys)
 
 
+def control(method, path, body=None):
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(URL + "/_emulator" + path, data, {"content-type": "application/json"}, method=method)
+    urllib.request.urlopen(request).read()
+
+
+def faults(kms, arn):
+    kinds = {
+        "internal": "KMSInternalException",
+        "dependency_timeout": "DependencyTimeoutException",
+        "key_unavailable": "KeyUnavailableException",
+        "deny": "AccessDeniedException",
+    }
+    told = [({"kind": kind}, code) for kind, code in kinds.items()]
+    told.append(({"kind": "throttle", "per_second": 0}, "ThrottlingException"))
+    for fault, code in told:
+        control("POST", "/faults", {"region": HOME, "operation": "GenerateDataKey", "fault": fault})
+        refused(code, kms.generate_data_key, KeyId=arn, KeySpec="AES_256")
+        kms.describe_key(KeyId=arn)
+        control("DELETE", "/faults")
+    kms.generate_data_key(KeyId=arn, KeySpec="AES_256")
+
+
 def main():
     kms = client()
     arn, other = keys_and_data(kms)
@@ -256,6 +297,9 @@ def main():
     regions(kms)
     permissions(kms, arn)
     roles()
+    faults(kms, arn)
+    assert not OPERATIONS - served, f"not judged: {OPERATIONS - served}"
+    assert not ERRORS - failed, f"not judged: {ERRORS - failed}"
     print(f"{judged} answers are as AWS describes them")
 
 

@@ -84,8 +84,10 @@ impl Region {
         self.look_at_breaker(kek)?;
         let left = deadline.saturating_sub(self.clock.monotonic());
         let turn = async {
-            let slot = self.slot(urgency).await;
-            self.wait_for_pace(urgency, deadline).await.then_some(slot)
+            match urgency {
+                Urgency::Foreground => self.turn(deadline).await,
+                Urgency::Background => self.turn_after_others(deadline).await,
+            }
         };
         let slot = tokio::select! {
             biased;
@@ -119,34 +121,58 @@ impl Region {
         KmsError::outage(kek, format!("{} does not answer; it is asked again in {wait} ms", self.name))
     }
 
-    async fn slot(&self, urgency: Urgency) -> Slot {
-        let behind = match urgency {
-            Urgency::Foreground => None,
-            Urgency::Background => Arc::clone(&self.background).acquire_owned().await.ok(),
-        };
-        let _waiting = (urgency == Urgency::Foreground).then(|| Waiting::new(&self.waiting));
+    /// The turn of a call that a client waits for. None where it would come too late.
+    async fn turn(&self, deadline: Duration) -> Option<Slot> {
+        let _waiting = Waiting::new(&self.waiting);
         let place = Arc::clone(&self.in_flight).acquire_owned().await.ok();
-        Slot { _places: [behind, place] }
+        loop {
+            let wait = match self.pace_allows() {
+                Ok(()) => return Some(Slot { _places: [None, place] }),
+                Err(wait) => wait,
+            };
+            self.sleep_before(deadline, wait).await?;
+        }
     }
 
-    /// False where the turn would come too late.
-    async fn wait_for_pace(&self, urgency: Urgency, deadline: Duration) -> bool {
-        let _waiting = (urgency == Urgency::Foreground).then(|| Waiting::new(&self.waiting));
+    /// The turn of a call in the background, when no client waits. It holds no place while it waits itself: clients
+    /// may need that very one.
+    async fn turn_after_others(&self, deadline: Duration) -> Option<Slot> {
         loop {
-            let now = self.clock.monotonic();
-            let wait = if urgency == Urgency::Background && self.waiting.load(Ordering::Acquire) > 0 {
+            let wait = if self.clients_wait() {
                 BACKGROUND_LOOKS
             } else {
-                match self.state().pace.take(now) {
-                    Ok(()) => return true,
-                    Err(wait) => wait.max(Duration::from_millis(1)),
+                let behind = Arc::clone(&self.background).acquire_owned().await.ok();
+                let place = Arc::clone(&self.in_flight).acquire_owned().await.ok();
+                if self.clients_wait() {
+                    BACKGROUND_LOOKS
+                } else {
+                    match self.pace_allows() {
+                        Ok(()) => return Some(Slot { _places: [behind, place] }),
+                        Err(wait) => wait,
+                    }
                 }
             };
-            if now + wait >= deadline {
-                return false;
-            }
-            self.clock.sleep(wait).await;
+            self.sleep_before(deadline, wait).await?;
         }
+    }
+
+    fn clients_wait(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether a call may be sent now, or how long until one may.
+    fn pace_allows(&self) -> Result<(), Duration> {
+        let now = self.clock.monotonic();
+        self.state().pace.take(now).map_err(|wait| wait.max(Duration::from_millis(1)))
+    }
+
+    /// None where the deadline would be over by then.
+    async fn sleep_before(&self, deadline: Duration, wait: Duration) -> Option<()> {
+        if self.clock.monotonic() + wait >= deadline {
+            return None;
+        }
+        self.clock.sleep(wait).await;
+        Some(())
     }
 
     /// The KMS has done what it was asked, or has said why not.

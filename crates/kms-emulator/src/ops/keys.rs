@@ -38,6 +38,8 @@ pub(super) struct CreateKey {
     bypass_policy_lockout_safety_check: bool,
     tags: Vec<Tag>,
     multi_region: Option<bool>,
+    /// AWS has no such parameter: the owner of this emulator may choose a key's id.
+    key_id: Option<Uuid>,
 }
 
 pub(super) fn create(work: &mut Work<'_>, input: CreateKey) -> Result<Value, KmsError> {
@@ -56,11 +58,15 @@ pub(super) fn create(work: &mut Work<'_>, input: CreateKey) -> Result<Value, Kms
         None => Policy::of_account(&account),
     };
     let multi_region = input.multi_region.unwrap_or(false);
-    let id = match (multi_region, Uuid::new_v4()) {
+    let chosen = input.key_id.filter(|_| work.caller.is_owner);
+    let id = match (multi_region, chosen.unwrap_or_else(Uuid::new_v4)) {
         (true, id) => format!("mrk-{}", id.simple()),
         (false, id) => id.hyphenated().to_string(),
     };
     let arn = key_arn(&region, &account, &id);
+    if work.state.members(&id).next().is_some() {
+        return Err(KmsError::already_exists(format!("A key with the id {id} already exists")));
+    }
     if !input.bypass_policy_lockout_safety_check {
         policies::must_not_lock_out(work.caller, &arn, &account, &policy)?;
     }

@@ -14,8 +14,10 @@ mod keyring;
 mod keys;
 mod openapi;
 mod output;
+mod reencrypt;
 mod serve;
 mod tenant;
+mod transport;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -72,6 +74,8 @@ enum Command {
     Decrypt(files::DecryptArgs),
     /// Bring encrypted files up to date, in place, through a service or straight against a KMS.
     Rewrap(files::RewrapArgs),
+    /// Bring the envelopes in a file or a database table up to date, through a service: NDJSON, CSV, SQLite, PostgreSQL.
+    Reencrypt(reencrypt::ReencryptArgs),
     /// Try out the master keys with the credentials at hand, and say what is missing.
     Doctor(doctor::DoctorArgs),
     #[command(flatten)]
@@ -127,6 +131,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Encrypt(args) => files::encrypt(&common, args, variables),
         Command::Decrypt(args) => files::decrypt(&common, &args, variables),
         Command::Rewrap(args) => files::rewrap(&common, args, variables),
+        Command::Reencrypt(args) => reencrypt::run(&args, variables),
         Command::Doctor(args) => block_on(doctor::run(&common.settings(variables)?, args, variables)),
         Command::Keys(command) => block_on(keys::run(&common.settings(variables)?, command, variables)),
         Command::Jobs(command) => block_on(jobs::run(&common.settings(variables)?, command, variables)),

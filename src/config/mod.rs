@@ -374,7 +374,7 @@ pub enum ConfigError {
 }
 
 /// Variables that begin with `KEYFOLD_` and are no settings: secrets, and what the command line and its tests read.
-const NOT_SETTINGS: [&str; 7] = [
+const NOT_SETTINGS: [&str; 8] = [
     "KEYFOLD_AUDIT_KEY",
     "KEYFOLD_CONFIG",
     "KEYFOLD_KEYRING_PASSPHRASE",
@@ -382,6 +382,7 @@ const NOT_SETTINGS: [&str; 7] = [
     "KEYFOLD_URL",
     "KEYFOLD_API_KEY",
     "KEYFOLD_TENANT",
+    "KEYFOLD_REENCRYPT_DATABASE",
 ];
 /// What the project's own tests read begins so.
 const TEST_PREFIX: &str = "KEYFOLD_TEST_";

@@ -11,6 +11,7 @@ use base64::engine::Simd;
 use base64::engine::general_purpose::GeneralPurposeConfig;
 use envelope::EncryptionContext;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde::forward_to_deserialize_any;
 use std::sync::LazyLock;
 
 use super::problem::{Code, Problem};
@@ -19,9 +20,29 @@ use crate::operations::{OperationError, Plaintext};
 /// Standard base64 (RFC 4648, section 4) with padding; the canonical form only.
 pub(super) static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(GeneralPurposeConfig::new()));
 
-/// Parses a body.
+/// Parses a body, which is an object.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| Problem::new(Code::MalformedRequest, explain(&error)))
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let parsed = T::deserialize(ObjectOnly(&mut deserializer));
+    let parsed = parsed.and_then(|parsed| deserializer.end().map(|()| parsed));
+    parsed.map_err(|error| Problem::new(Code::MalformedRequest, explain(&error)))
+}
+
+/// Takes a struct from a JSON object only. Derived code would take an array too, its items by position: a form that
+/// is not documented, and in which a `null` more or less moves every value to another field.
+pub(super) struct ObjectOnly<D>(pub(super) D);
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for ObjectOnly<D> {
+    type Error = D::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_map(visitor)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
+    }
 }
 
 fn explain(error: &serde_json::Error) -> String {
@@ -183,6 +204,14 @@ mod tests {
         ] {
             assert!(!detail(body).contains("canary"), "{body}: {}", detail(body));
         }
+    }
+
+    #[test]
+    fn an_object_is_an_object_and_no_list_of_values() {
+        for body in [r#"["YQ=="]"#, r#"["YQ==", null]"#, "[]", "null", "5"] {
+            assert!(detail(body).contains("expected struct Request at line 1"), "{body}: {}", detail(body));
+        }
+        assert!(detail(r#"{"plaintext": "YQ=="} {}"#).contains("not JSON"));
     }
 
     #[test]

@@ -305,7 +305,8 @@ pub fn router(
     for route in route_table(options) {
         router = router.routes(guarded(route, &gates));
     }
-    let (router, document) = router.split_for_parts();
+    let (router, mut document) = router.split_for_parts();
+    openapi::add_forms(&mut document);
     let transfers = Transfers::new(options.transfer.clone(), tracker);
     let open_transfers = transfers.gauge();
     let cores = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
@@ -388,5 +389,7 @@ pub fn openapi_document() -> utoipa::openapi::OpenApi {
         );
         router = router.routes((schemas, paths, methods));
     }
-    router.into_openapi()
+    let mut document = router.into_openapi();
+    openapi::add_forms(&mut document);
+    document
 }

@@ -1,5 +1,7 @@
 //! The OpenAPI document: generated from the handlers and the route table, and served with a page to read it.
 
+mod forms;
+
 use axum::Router;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -52,6 +54,8 @@ pub(super) fn base() -> OpenApi {
     let tags = tags.map(|(name, what)| TagBuilder::new().name(name).description(Some(what)).build());
     OpenApiBuilder::new().info(info).components(Some(components)).tags(Some(tags)).build()
 }
+
+pub(super) use forms::add as add_forms;
 
 /// Adds to every operation the problems that it can answer.
 pub(super) fn add_problems(paths: &mut Paths, credential: bool, body: bool, problems: &[Code]) {

@@ -70,6 +70,34 @@ pub enum Code {
 struct Meaning(&'static str, StatusCode, &'static str, bool, &'static str);
 
 impl Code {
+    /// Every code.
+    pub const ALL: [Self; 24] = [
+        Self::MalformedRequest,
+        Self::MalformedEnvelope,
+        Self::ReservedContext,
+        Self::Unauthenticated,
+        Self::ContextLimit,
+        Self::Forbidden,
+        Self::KekDenied,
+        Self::KeyRevoked,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::Conflict,
+        Self::KeyDestroyed,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::ContextMismatch,
+        Self::CiphertextDamaged,
+        Self::RateLimited,
+        Self::InternalError,
+        Self::KmsUnavailable,
+        Self::StoreUnavailable,
+        Self::IssuerUnavailable,
+        Self::AuditUnavailable,
+        Self::Overloaded,
+        Self::DeadlineExceeded,
+    ];
+
     #[expect(clippy::too_many_lines, reason = "a table: one row a code")]
     fn meaning(self) -> Meaning {
         use StatusCode as S;

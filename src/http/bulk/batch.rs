@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use utoipa::ToSchema;
 
 use super::items::{Answers, DecryptItem, EncryptItem, ItemProblem, ItemVerb, RewrapItem, answer_all};
-use super::{NDJSON, is, lines};
+use super::{NDJSON, is, lines, refuse_raw_headers};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::audit::Tally;
 use crate::http::HttpState;
@@ -142,6 +142,7 @@ async fn answer<V: ItemVerb>(
     request: Request,
 ) -> Result<Response, Problem> {
     if is(request.headers(), NDJSON) {
+        refuse_raw_headers(request.headers())?;
         return lines::answer(state, permit, request).await;
     }
     let tab = request.extensions().get::<Tab>().cloned();

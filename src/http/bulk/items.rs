@@ -25,7 +25,7 @@ const REF_BYTES_MAX: usize = 256;
 pub(in crate::http) struct EncryptItem<'a> {
     /// Comes back with the result: at most 256 bytes.
     #[serde(rename = "ref", default, borrow)]
-    #[schema(value_type = Option<String>, example = "row-1")]
+    #[schema(value_type = Option<String>, example = "row-1", max_length = 256)]
     reference: Option<Text<'a>>,
     /// The bytes to encrypt, in standard base64 with padding.
     #[serde(borrow)]
@@ -50,7 +50,7 @@ pub(in crate::http) struct EncryptItem<'a> {
 pub(in crate::http) struct DecryptItem<'a> {
     /// Comes back with the result: at most 256 bytes.
     #[serde(rename = "ref", default, borrow)]
-    #[schema(value_type = Option<String>, example = "row-1")]
+    #[schema(value_type = Option<String>, example = "row-1", max_length = 256)]
     reference: Option<Text<'a>>,
     /// The envelope in text form.
     #[serde(borrow)]
@@ -68,7 +68,7 @@ pub(in crate::http) struct DecryptItem<'a> {
 pub(in crate::http) struct RewrapItem<'a> {
     /// Comes back with the result: at most 256 bytes.
     #[serde(rename = "ref", default, borrow)]
-    #[schema(value_type = Option<String>, example = "row-1")]
+    #[schema(value_type = Option<String>, example = "row-1", max_length = 256)]
     reference: Option<Text<'a>>,
     /// The envelope in text form.
     #[serde(borrow)]

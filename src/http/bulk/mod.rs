@@ -8,6 +8,8 @@ pub(super) mod raw;
 
 use http::{HeaderMap, header};
 
+use super::problem::{Code, Problem};
+
 /// A body of bytes.
 pub(super) const OCTETS: &str = "application/octet-stream";
 /// A body of lines, each of them JSON.
@@ -24,3 +26,16 @@ pub(super) fn is(headers: &HeaderMap, media_type: &str) -> bool {
 pub(super) fn is_streamed(headers: &HeaderMap) -> bool {
     is(headers, OCTETS) || is(headers, NDJSON)
 }
+
+/// Refuses what belongs to a raw body where there is none: a `Keyfold-Context` that nobody reads would leave its sender
+/// in the belief that his data is bound to it.
+pub(super) fn refuse_raw_headers(headers: &HeaderMap) -> Result<(), Problem> {
+    let stray = RAW_HEADERS.into_iter().find(|name| headers.contains_key(*name));
+    stray.map_or(Ok(()), |name| {
+        let told = format!("the header {name} goes with Content-Type: {OCTETS}; in JSON, say it in the body");
+        Err(Problem::new(Code::MalformedRequest, told))
+    })
+}
+
+const RAW_HEADERS: [&str; 4] =
+    ["keyfold-context", "keyfold-key", "keyfold-envelope", "keyfold-rewrap-mode"];

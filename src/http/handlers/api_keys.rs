@@ -62,16 +62,18 @@ impl From<Verb> for VerbName {
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct CreateApiKeyRequest {
     /// What people call it: 1 to 100 bytes.
-    #[schema(example = "billing service")]
+    #[schema(example = "billing service", min_length = 1, max_length = 100, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$")]
     name: String,
     /// What it may do; none implies another.
+    #[schema(min_items = 1)]
     verbs: Vec<VerbName>,
     /// Tenants that it holds beside the one in the path. You must hold them too, or operate the service.
     #[serde(default)]
+    #[schema(max_items = 100)]
     tenants: Vec<String>,
     /// From when on it is refused, RFC 3339; never where nothing is said.
     #[serde(default)]
-    #[schema(example = "2027-11-23T12:00:00Z")]
+    #[schema(example = "2027-11-23T12:00:00Z", format = DateTime)]
     expires_at: Option<String>,
 }
 

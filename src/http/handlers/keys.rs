@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::{JsonBody, PageQuery, Path, Query, StatusName, Weight, created, name, next_cursor};
 use crate::http::HttpState;
-use crate::http::json::parse;
+use crate::http::json::{ObjectOnly, parse};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::problem::Problem;
 use crate::operations::KeyChange;
@@ -18,19 +18,31 @@ use crate::store::{KeyPolicy, KeyRecord};
 
 /// The policy under which a key's data keys are made and ended.
 #[derive(Clone, Copy, Deserialize, Serialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(remote = "Self", deny_unknown_fields, default)]
 pub(in crate::http) struct Policy {
     /// How long a data key encrypts, in seconds: 60 to ten years. Default 86,400.
-    #[schema(example = 86400)]
+    #[schema(example = 86400, minimum = 60, maximum = 315_360_000)]
     dek_age_secs_max: u64,
     /// How many messages a data key seals: 1 to 2^48. Default 2^32.
-    #[schema(example = 4_294_967_296_u64)]
+    #[schema(example = 4_294_967_296_u64, minimum = 1, maximum = 281_474_976_710_656_u64)]
     dek_messages_max: u64,
     /// How many bytes of plaintext a data key seals: 1 to 2^60. Default 2^40.
-    #[schema(example = 1_099_511_627_776_u64)]
+    #[schema(example = 1_099_511_627_776_u64, minimum = 1, maximum = 1_152_921_504_606_846_976_u64)]
     dek_bytes_max: u64,
     /// What envelopes carry. Default embedded.
     envelope: Weight,
+}
+
+impl<'de> Deserialize<'de> for Policy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(ObjectOnly(deserializer))
+    }
+}
+
+impl Serialize for Policy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
 }
 
 impl Default for Policy {

@@ -20,9 +20,11 @@ use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 
+use super::bulk::refuse_raw_headers;
+use super::json::ObjectOnly;
 use super::middleware::authenticate::Caller;
 use super::middleware::context::ContextRules;
 use super::middleware::quota::Tab;
@@ -47,6 +49,7 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
         if !media_type.is_some_and(is_json) {
             return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
         }
+        refuse_raw_headers(request.headers())?;
         let limit = request.extensions().get::<BodyBytesMax>().map_or(0, |limit| limit.0);
         let too_large = || {
             Problem::new(
@@ -218,18 +221,30 @@ impl From<Status> for StatusName {
 
 /// A master key in a ring.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub(super) struct KekBody {
     /// The ARN of an AWS KMS key, or `local:NAME` of the embedded key ring.
     #[schema(example = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab")]
     kek: String,
     /// The IAM role to assume for it, where it lives in another account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(example = "arn:aws:iam::111122223333:role/keyfold")]
+    #[schema(example = "arn:aws:iam::111122223333:role/keyfold", pattern = "^arn:.*:role/", max_length = 2048)]
     role: Option<String>,
     /// The external id that the role's trust policy asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     external_id: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for KekBody {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(ObjectOnly(deserializer))
+    }
+}
+
+impl Serialize for KekBody {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
 }
 
 impl From<&Kek> for KekBody {

@@ -22,7 +22,7 @@ use crate::store::{ShredRecord, Target};
 pub(in crate::http) struct ShredRequest {
     /// How long it can be cancelled, in seconds: 3,600 (an hour) to 31,536,000. Default 604,800: 7 days.
     #[serde(default)]
-    #[schema(example = 604_800)]
+    #[schema(example = 604_800, maximum = 31_536_000)]
     waiting_secs: Option<u64>,
 }
 

@@ -81,7 +81,8 @@ impl Drop for PostgresServer {
 fn binaries() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let found = versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("initdb").exists());
-    let number = |bin: &PathBuf| bin.parent().and_then(Path::file_name).and_then(|v| v.to_str()?.parse::<u32>().ok());
+    let number =
+        |bin: &PathBuf| bin.parent().and_then(Path::file_name).and_then(|v| v.to_str()?.parse::<u32>().ok());
     found.max_by_key(number).expect("install Debian's package postgresql: scripts/test does")
 }
 

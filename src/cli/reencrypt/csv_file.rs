@@ -135,7 +135,10 @@ impl Place for CsvFile {
         let (reader, records) = aside(move || {
             let (mut records, mut bytes) = (Vec::new(), 0);
             let mut record = ByteRecord::new();
-            while records.len() < rows_max && bytes < PAGE_BYTES_MAX && reader.read_byte_record(&mut record)? {
+            while records.len() < rows_max
+                && bytes < PAGE_BYTES_MAX
+                && reader.read_byte_record(&mut record)?
+            {
                 bytes += record.as_slice().len();
                 records.push(record.clone());
             }

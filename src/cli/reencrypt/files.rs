@@ -120,7 +120,8 @@ impl Output {
         hidden.push(name);
         hidden.push(".keyfold-reencrypt");
         let temporary = target.with_file_name(hidden);
-        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&temporary);
+        let file =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&temporary);
         let mut file = file.with_context(|| format!("cannot write {}", temporary.display()))?;
         // Two that write into one file would leave neither's.
         ensure!(file.try_lock().is_ok(), "another process writes {} right now", target.display());

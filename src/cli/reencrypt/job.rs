@@ -94,7 +94,10 @@ impl<P: Place> Work<P> {
                 if lost.next_if_eq(&&at).is_none() {
                     report.count(&row.name, outcome);
                 } else if tried == TRIES_MAX {
-                    report.fail(&row.name, Failure::new("changed_meanwhile", "somebody else changes it all the time"));
+                    report.fail(
+                        &row.name,
+                        Failure::new("changed_meanwhile", "somebody else changes it all the time"),
+                    );
                 }
             }
             if written.lost.is_empty() || tried == TRIES_MAX {

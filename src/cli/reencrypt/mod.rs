@@ -27,8 +27,8 @@ use envelope::EncryptionContext;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::transport::Transport;
 use super::output;
+use super::transport::Transport;
 use crate::clock::Clock;
 use crate::config::Variables;
 use crate::tenant::TenantId;
@@ -281,7 +281,8 @@ impl ReencryptArgs {
     }
 
     fn table(&self) -> anyhow::Result<Table> {
-        let key = self.key_column.clone().context("name the column that tells the rows apart: --key-column")?;
+        let key =
+            self.key_column.clone().context("name the column that tells the rows apart: --key-column")?;
         ensure!(key != self.column, "--key-column and --column are the same");
         Ok(Table {
             schema: self.schema.clone(),
@@ -311,10 +312,13 @@ impl ReencryptArgs {
     }
 
     /// What the job is, and what it reads: a state file is for one job.
-    fn job(&self, source: &Source<'_>, contexts: &Contexts) -> anyhow::Result<(Parameters, serde_json::Value)> {
-        let absolute = |path: &Path| {
-            std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
-        };
+    fn job(
+        &self,
+        source: &Source<'_>,
+        contexts: &Contexts,
+    ) -> anyhow::Result<(Parameters, serde_json::Value)> {
+        let absolute =
+            |path: &Path| std::path::absolute(path).with_context(|| format!("{} is no path", path.display()));
         let mut input = serde_json::Value::Null;
         let from = match source {
             Source::Sqlite(file) => {

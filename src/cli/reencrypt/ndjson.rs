@@ -81,7 +81,9 @@ impl Ndjson {
         }
         let found: Object<'_> = match serde_json::from_slice(bytes) {
             Ok(found) => found,
-            Err(error) => return fail(name, Failure::new("malformed_row", format!("it is no JSON object: {error}"))),
+            Err(error) => {
+                return fail(name, Failure::new("malformed_row", format!("it is no JSON object: {error}")));
+            }
         };
         if let Some(key) = self.fields.key.as_ref().and_then(|key| found.text(key).ok()?) {
             name = key;
@@ -147,8 +149,7 @@ impl Place for Ndjson {
             });
             kept.push(Line { bytes, row });
         }
-        let end =
-            Position { bytes: self.bytes_read, lines: self.lines_read, column_seen: self.column_seen };
+        let end = Position { bytes: self.bytes_read, lines: self.lines_read, column_seen: self.column_seen };
         Ok(Some(Page { rows, hold: Lines { lines: kept, end }, progress: self.bytes_read - before }))
     }
 

@@ -180,7 +180,9 @@ impl Statements {
         let page = format!("t.{column} IS NOT NULL ORDER BY t.{key} LIMIT ");
         Ok(Self {
             first: format!("SELECT {columns} FROM {name} t WHERE {page} $1"),
-            next: format!("SELECT {columns} FROM {name} t WHERE t.{key} > $1::text::{key_type} AND {page} $2"),
+            next: format!(
+                "SELECT {columns} FROM {name} t WHERE t.{key} > $1::text::{key_type} AND {page} $2"
+            ),
             some: format!(
                 "SELECT {columns} FROM {name} t JOIN unnest($1::text[]) AS v(key) ON t.{key} = v.key::{key_type} \
                  WHERE t.{column} IS NOT NULL"
@@ -210,7 +212,9 @@ async fn check(
     ensure!(!found.is_empty(), "there is no table {name}");
     let mut types = found
         .iter()
-        .map(|row| Ok((row.try_get::<String, _>(0)?, ColumnType { name: row.try_get(1)?, base: row.try_get(2)? })))
+        .map(|row| {
+            Ok((row.try_get::<String, _>(0)?, ColumnType { name: row.try_get(1)?, base: row.try_get(2)? }))
+        })
         .collect::<Result<std::collections::HashMap<_, _>, sqlx::Error>>()?;
     if let Some((_, missing)) = contexts.columns.iter().find(|(_, column)| !types.contains_key(column)) {
         bail!(table.no_column(missing));

@@ -89,7 +89,8 @@ impl Report {
             codes.entry(&failed.failure.code).or_default().push(failed);
         }
         for (code, rows) in codes {
-            let named: Vec<&str> = rows.iter().take(NAMED_ROWS_MAX).map(|failed| failed.row.as_str()).collect();
+            let named: Vec<&str> =
+                rows.iter().take(NAMED_ROWS_MAX).map(|failed| failed.row.as_str()).collect();
             let more = match rows.len().saturating_sub(NAMED_ROWS_MAX) {
                 0 => String::new(),
                 more => format!(" and {more} more (--json names all)"),

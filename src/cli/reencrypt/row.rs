@@ -164,11 +164,7 @@ pub(super) trait Place {
 
     /// Writes what is new, all or nothing, and only into rows that still hold what was read. With a dry run it writes
     /// nothing, and loses no row.
-    async fn write(
-        &mut self,
-        hold: &Self::Hold,
-        new: Vec<Option<Value>>,
-    ) -> anyhow::Result<Written>;
+    async fn write(&mut self, hold: &Self::Hold, new: Vec<Option<Value>>) -> anyhow::Result<Written>;
 
     /// Reads lost rows again: those that are still there.
     async fn again(&mut self, hold: &Self::Hold, lost: &[usize]) -> anyhow::Result<Page<Self::Hold>>;

@@ -26,7 +26,11 @@ pub(super) enum Outcome {
     /// It was up to date.
     Current(DataKeyId),
     /// It is to be replaced.
-    Renewed { envelope: String, from: DataKeyId, to: DataKeyId },
+    Renewed {
+        envelope: String,
+        from: DataKeyId,
+        to: DataKeyId,
+    },
     Failed(Failure),
 }
 
@@ -111,7 +115,10 @@ impl From<Problem> for Failure {
 /// A request that did not succeed.
 enum Refused {
     /// It may, later.
-    Later { why: String, after: Option<Duration> },
+    Later {
+        why: String,
+        after: Option<Duration>,
+    },
     TooLarge,
     Never(anyhow::Error),
 }

@@ -64,7 +64,8 @@ impl StateFile {
             bail!("{}: it is of version {}", told(), state.version);
         }
         if state.job != job {
-            let names = state.job.keys().chain(job.keys()).filter(|name| state.job.get(*name) != job.get(*name));
+            let names =
+                state.job.keys().chain(job.keys()).filter(|name| state.job.get(*name) != job.get(*name));
             let names: std::collections::BTreeSet<&str> = names.map(String::as_str).collect();
             let names: Vec<&str> = names.into_iter().collect();
             bail!(

@@ -228,7 +228,11 @@ pub(super) struct KekBody {
     kek: String,
     /// The IAM role to assume for it, where it lives in another account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(example = "arn:aws:iam::111122223333:role/keyfold", pattern = "^arn:.*:role/", max_length = 2048)]
+    #[schema(
+        example = "arn:aws:iam::111122223333:role/keyfold",
+        pattern = "^arn:.*:role/",
+        max_length = 2048
+    )]
     role: Option<String>,
     /// The external id that the role's trust policy asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use super::{Desk, deks_of, dek_of};
+use super::{Desk, dek_of, deks_of};
 
 /// Lines as an export may have them: fields in any order, numbers that JSON readers round, spaces, an empty line.
 fn lines(sealed: &[String]) -> String {
@@ -49,7 +49,8 @@ async fn lines_killed_five_times_come_out_whole_and_the_rest_of_them_byte_for_by
     let input = lines(&desk.sealed(0..ROWS).await);
     std::fs::write(desk.path("rows.ndjson"), &input).unwrap();
     let (_, to) = desk.rotate().await;
-    let args = [&["rows.ndjson", "-o", "new.ndjson", "--state", "state", "--batch-rows", "100"], &FIELDS[..]].concat();
+    let args = [&["rows.ndjson", "-o", "new.ndjson", "--state", "state", "--batch-rows", "100"], &FIELDS[..]]
+        .concat();
     let mut before = 0;
     for _ in 0..5 {
         let told = desk.killed(&args, "state", before + 1_000).await;
@@ -65,7 +66,8 @@ async fn lines_killed_five_times_come_out_whole_and_the_rest_of_them_byte_for_by
     assert_eq!(deks_of(sealed.iter().map(String::as_str)), [to].into());
     desk.all_open(rows(&sealed)).await;
     assert_eq!(desk.read("rows.ndjson"), input);
-    let names: Vec<_> = std::fs::read_dir(desk.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        std::fs::read_dir(desk.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names.len(), 3, "{names:?}");
     // In place, and again: the second run changes none.
     let again = [&["new.ndjson", "-o", "new.ndjson", "--force"], &FIELDS[..]].concat();
@@ -84,9 +86,11 @@ async fn csv_killed_five_times_comes_out_whole() {
     }
     std::fs::write(desk.path("rows.csv"), &input).unwrap();
     let (_, to) = desk.rotate().await;
-    let args =
-        [&["rows.csv", "-o", "new.csv", "--delimiter", ";", "--state", "state", "--batch-rows", "50"], &FIELDS[..]]
-            .concat();
+    let args = [
+        &["rows.csv", "-o", "new.csv", "--delimiter", ";", "--state", "state", "--batch-rows", "50"],
+        &FIELDS[..],
+    ]
+    .concat();
     let mut before = 0;
     for _ in 0..5 {
         let told = desk.killed(&args, "state", before + 500).await;
@@ -167,9 +171,11 @@ async fn what_makes_no_sense_is_refused_with_what_to_do() {
         assert!(err.contains(told) && out.is_empty(), "{args}: {out}{err}");
     }
     // A state of a file that has changed since is of no use.
-    let args = [&["rows.csv", "-o", "new.csv", "--state", "state", "--batch-rows", "1"], &FIELDS[..]].concat();
+    let args =
+        [&["rows.csv", "-o", "new.csv", "--state", "state", "--batch-rows", "1"], &FIELDS[..]].concat();
     let sealed = desk.sealed(0..400).await;
-    let rows: Vec<String> = sealed.iter().enumerate().map(|(row, sealed)| format!("{row},{sealed}\n")).collect();
+    let rows: Vec<String> =
+        sealed.iter().enumerate().map(|(row, sealed)| format!("{row},{sealed}\n")).collect();
     std::fs::write(desk.path("rows.csv"), format!("id,secret\n{}", rows.concat())).unwrap();
     desk.killed(&args, "state", 5).await;
     std::fs::write(desk.path("rows.csv"), format!("id,secret\n{}\n", rows.concat())).unwrap();

@@ -86,7 +86,8 @@ impl Site {
     }
 
     fn args<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
-        let mut args = vec!["rows.ndjson", "-o", "new.ndjson", "--force", "--column", "secret", "--url", &self.url];
+        let mut args =
+            vec!["rows.ndjson", "-o", "new.ndjson", "--force", "--column", "secret", "--url", &self.url];
         args.extend(more);
         args
     }
@@ -118,7 +119,8 @@ async fn what_stays_busy_ends_the_job_and_the_next_run_goes_on() {
         _ => all_current(items),
     };
     let site = Site::new(6, script, Duration::ZERO).await;
-    let args = site.args(&["--state", "state", "--batch-rows", "2", "--concurrency", "1", "--retry-secs-max", "0"]);
+    let args =
+        site.args(&["--state", "state", "--batch-rows", "2", "--concurrency", "1", "--retry-secs-max", "0"]);
     for _ in 0..2 {
         let (_, err) = site.desk.not_ok(&args).await;
         assert!(err.contains("503") && err.contains("goes on where it was left"), "{err}");
@@ -202,8 +204,20 @@ async fn an_outage_of_the_kms_is_waited_for() {
     std::fs::write(desk.path("rows.csv"), format!("id,secret\n0,{}\n", sealed[0])).unwrap();
     desk.service.app.pool().clear();
     kms.fail(KmsFault::Outage);
-    let args = ["rows.csv", "-o", "new.csv", "--force", "--column", "secret", "--context-column", "row_id=id", "-c",
-        "table=people", "--envelope", "compact"];
+    let args = [
+        "rows.csv",
+        "-o",
+        "new.csv",
+        "--force",
+        "--column",
+        "secret",
+        "--context-column",
+        "row_id=id",
+        "-c",
+        "table=people",
+        "--envelope",
+        "compact",
+    ];
     let (_, err) = desk.not_ok(&[&args[..], &["--retry-secs-max", "0"]].concat()).await;
     assert!(err.contains("kms_unavailable"), "{err}");
     let run = desk.run(&args);

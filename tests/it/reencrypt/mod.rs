@@ -66,7 +66,8 @@ impl Desk {
                 })
                 .collect();
             let answer = self.post("/v1/encrypt/batch", &json!({"items": items})).await;
-            sealed.extend(answer["items"].as_array().unwrap().iter().map(|item| text_of(&item["ciphertext"])));
+            sealed
+                .extend(answer["items"].as_array().unwrap().iter().map(|item| text_of(&item["ciphertext"])));
         }
         sealed
     }

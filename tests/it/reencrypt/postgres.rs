@@ -28,7 +28,8 @@ async fn run(connection: &mut PgConnection, statement: &str) {
 /// A table `people` with these envelopes.
 async fn table(connection: &mut PgConnection, sealed: &[String]) {
     run(connection, "CREATE TABLE people (id bigint PRIMARY KEY, name text, secret text)").await;
-    let fill = "INSERT INTO people SELECT n - 1, 'name', c FROM unnest($1::text[]) WITH ORDINALITY AS v(c, n)";
+    let fill =
+        "INSERT INTO people SELECT n - 1, 'name', c FROM unnest($1::text[]) WITH ORDINALITY AS v(c, n)";
     sqlx::query(fill).bind(sealed).execute(connection).await.unwrap();
 }
 
@@ -49,13 +50,12 @@ async fn all_rows_are_renewed_though_the_command_is_killed_five_times() {
     table(&mut connection, &desk.sealed(0..ROWS).await).await;
     let (from, to) = desk.rotate().await;
     let before_all = secrets(&mut connection).await;
-    let args = [
-        &["--database", &url, "--table", "people", "--state", "state", "--batch-rows", "200"],
-        &COLUMNS[..],
-    ]
-    .concat();
+    let args =
+        [&["--database", &url, "--table", "people", "--state", "state", "--batch-rows", "200"], &COLUMNS[..]]
+            .concat();
     // Nothing is changed by looking.
-    let (out, _) = desk.not_ok(&[&args[..4], &["--dry-run", "--state", "other"], &COLUMNS[..]].concat()).await;
+    let (out, _) =
+        desk.not_ok(&[&args[..4], &["--dry-run", "--state", "other"], &COLUMNS[..]].concat()).await;
     assert!(out.contains(&format!("{from} -> {to}: {ROWS} would be renewed")), "{out}");
     assert!(secrets(&mut connection).await == before_all);
     let mut before = 0;
@@ -141,9 +141,26 @@ async fn any_key_any_name_and_every_form_of_an_envelope_will_do() {
             .unwrap();
     }
     let (_, to) = desk.rotate().await;
-    let args = ["--database", &url, "--schema", "odd \"one", "--table", "Select", "--key-column", "at", "--column",
-        "s p", "--context-column", "row_id=the \"row", "-c", "table=people", "--batch-rows", "1", "--envelope",
-        "compact"];
+    let args = [
+        "--database",
+        &url,
+        "--schema",
+        "odd \"one",
+        "--table",
+        "Select",
+        "--key-column",
+        "at",
+        "--column",
+        "s p",
+        "--context-column",
+        "row_id=the \"row",
+        "-c",
+        "table=people",
+        "--batch-rows",
+        "1",
+        "--envelope",
+        "compact",
+    ];
     assert_eq!(desk.report(&args).await["rows"], 6);
     let read = "SELECT \"the \"\"row\", \"s p\"::bytea FROM \"odd \"\"one\".\"Select\"";
     let rows: Vec<(usize, String)> = sqlx::query(read)
@@ -151,18 +168,39 @@ async fn any_key_any_name_and_every_form_of_an_envelope_will_do() {
         .await
         .unwrap()
         .iter()
-        .map(|row| (usize::try_from(row.get::<i32, _>(0)).unwrap(), envelope::text::encode(&row.get::<Vec<u8>, _>(1))))
+        .map(|row| {
+            (
+                usize::try_from(row.get::<i32, _>(0)).unwrap(),
+                envelope::text::encode(&row.get::<Vec<u8>, _>(1)),
+            )
+        })
         .collect();
     assert_eq!(deks_of(rows.iter().map(|(_, secret)| secret.as_str())), [to].into());
     desk.all_open(borrowed(&rows)).await;
-    for (at, name, told) in [(5, "nothing", "no table"), (7, "nothing", "no column"), (9, "nothing", "no column"),
-        (11, "row_id=nothing", "no column"), (7, "the \"row", "not unique"), (9, "the \"row", "text or bytea")] {
+    for (at, name, told) in [
+        (5, "nothing", "no table"),
+        (7, "nothing", "no column"),
+        (9, "nothing", "no column"),
+        (11, "row_id=nothing", "no column"),
+        (7, "the \"row", "not unique"),
+        (9, "the \"row", "text or bytea"),
+    ] {
         let mut wrong = args;
         wrong[at] = name;
         let (_, err) = desk.not_ok(&wrong).await;
         assert!(err.contains(told), "{err}");
     }
-    let (_, err) = desk.not_ok(&["--database", "postgres://kf:canary@%2Fnowhere/x", "--table", "t", "--key-column",
-        "a", "--column", "b"]).await;
+    let (_, err) = desk
+        .not_ok(&[
+            "--database",
+            "postgres://kf:canary@%2Fnowhere/x",
+            "--table",
+            "t",
+            "--key-column",
+            "a",
+            "--column",
+            "b",
+        ])
+        .await;
     assert!(err.contains("cannot connect") && !err.contains("canary"), "{err}");
 }

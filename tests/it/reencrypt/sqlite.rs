@@ -61,7 +61,8 @@ async fn a_hundred_thousand_rows_are_renewed_though_the_command_is_killed_five_t
     let sealed = desk.sealed(0..ROWS).await;
     let mut connection = table(&desk.path("app.db"), &sealed).await;
     let (from, to) = desk.rotate().await;
-    let args = [&["--database", "sqlite:app.db", "--table", "people", "--state", "state"], &COLUMNS[..]].concat();
+    let args =
+        [&["--database", "sqlite:app.db", "--table", "people", "--state", "state"], &COLUMNS[..]].concat();
     let still_old = "SELECT COUNT(*) FROM people JOIN before USING (id, secret)";
     let mut before = 0;
     for kill in 1..=5 {
@@ -75,7 +76,8 @@ async fn a_hundred_thousand_rows_are_renewed_though_the_command_is_killed_five_t
     }
     let report = desk.report(&args).await;
     assert_eq!(report["rows"], ROWS);
-    let (again, renewed) = (report["current"][&to].as_u64().unwrap_or(0), report["renewed"][&from][&to].as_u64());
+    let (again, renewed) =
+        (report["current"][&to].as_u64().unwrap_or(0), report["renewed"][&from][&to].as_u64());
     assert_eq!(renewed.unwrap() + again, ROWS as u64);
     assert!(again <= 5_000, "{again} pages were done twice");
     assert_eq!((&report["failed"], &report["changed_meanwhile"]), (&json!([]), &json!(0)));
@@ -83,11 +85,17 @@ async fn a_hundred_thousand_rows_are_renewed_though_the_command_is_killed_five_t
     let renewed = secrets(&mut connection).await;
     assert_eq!(deks_of(renewed.iter().map(|(_, secret)| secret.as_str())), [to.clone()].into());
     desk.all_open(borrowed(&renewed)).await;
-    assert_eq!(number(&mut connection, "SELECT COUNT(*) FROM people JOIN before USING (id, name)").await, ROWS as u64);
+    assert_eq!(
+        number(&mut connection, "SELECT COUNT(*) FROM people JOIN before USING (id, name)").await,
+        ROWS as u64
+    );
     // The second run changes none.
     run(&mut connection, "CREATE TABLE after AS SELECT * FROM people").await;
     let second = desk.report(&args).await;
-    assert_eq!((&second["rows"], &second["current"][&to], &second["renewed"]), (&json!(ROWS), &json!(ROWS), &json!({})));
+    assert_eq!(
+        (&second["rows"], &second["current"][&to], &second["renewed"]),
+        (&json!(ROWS), &json!(ROWS), &json!({}))
+    );
     let same = "SELECT COUNT(*) FROM people JOIN after USING (id, name, secret)";
     assert_eq!(number(&mut connection, same).await, ROWS as u64);
 }
@@ -145,7 +153,8 @@ async fn rows_that_cannot_be_renewed_are_named_by_code_and_stay_as_they_are() {
     desk.rotate().await;
     run(&mut connection, "UPDATE people SET secret = 'hello' WHERE id = 2").await;
     run(&mut connection, "UPDATE people SET secret = 5 WHERE id = 4").await;
-    run(&mut connection, "UPDATE people SET secret = (SELECT secret FROM before WHERE id = 0) WHERE id = 6").await;
+    run(&mut connection, "UPDATE people SET secret = (SELECT secret FROM before WHERE id = 0) WHERE id = 6")
+        .await;
     run(&mut connection, "UPDATE people SET secret = NULL WHERE id = 8").await;
     let args = [&["--database", "sqlite:app.db", "--table", "people"], &COLUMNS[..]].concat();
     let (out, err) = desk.not_ok(&args).await;
@@ -167,8 +176,11 @@ async fn any_key_any_name_and_every_form_of_an_envelope_will_do() {
     let desk = Desk::new().await;
     let sealed = desk.sealed(0..6).await;
     let mut connection = open(&desk.path("app.db")).await;
-    run(&mut connection, "CREATE TABLE \"odd \"\"table; --\" (\"select\" UNIQUE NOT NULL, \"the \"\"row\" TEXT, \"s p\")")
-        .await;
+    run(
+        &mut connection,
+        "CREATE TABLE \"odd \"\"table; --\" (\"select\" UNIQUE NOT NULL, \"the \"\"row\" TEXT, \"s p\")",
+    )
+    .await;
     let keys = ["1", "2.5", "'it''s'", "'IT''S'", "x'00ff'", "x'01'"];
     for (row, (key, sealed)) in keys.iter().zip(&sealed).enumerate() {
         let bytes = envelope::text::decode(sealed).unwrap();
@@ -182,26 +194,49 @@ async fn any_key_any_name_and_every_form_of_an_envelope_will_do() {
         insert.execute(&mut connection).await.unwrap();
     }
     let (_, to) = desk.rotate().await;
-    let args = ["--database", "sqlite:app.db", "--table", "odd \"table; --", "--key-column", "select", "--column",
-        "s p", "--context-column", "row_id=the \"row", "-c", "table=people", "--batch-rows", "1"];
+    let args = [
+        "--database",
+        "sqlite:app.db",
+        "--table",
+        "odd \"table; --",
+        "--key-column",
+        "select",
+        "--column",
+        "s p",
+        "--context-column",
+        "row_id=the \"row",
+        "-c",
+        "table=people",
+        "--batch-rows",
+        "1",
+    ];
     assert_eq!(desk.report(&args).await["rows"], 6);
-    let read = sqlx::query("SELECT \"the \"\"row\", \"s p\" FROM \"odd \"\"table; --\"").fetch_all(&mut connection);
+    let read =
+        sqlx::query("SELECT \"the \"\"row\", \"s p\" FROM \"odd \"\"table; --\"").fetch_all(&mut connection);
     let mut rows: Vec<(usize, String)> = Vec::new();
     for row in read.await.unwrap() {
         let number: usize = row.get::<String, _>(0).parse().unwrap();
-        rows.push((number, match number % 3 {
-            0 => row.get(1),
-            1 => envelope::text::encode(
-                &base64::engine::general_purpose::STANDARD.decode(row.get::<String, _>(1)).unwrap(),
-            ),
-            _ => envelope::text::encode(&row.get::<Vec<u8>, _>(1)),
-        }));
+        rows.push((
+            number,
+            match number % 3 {
+                0 => row.get(1),
+                1 => envelope::text::encode(
+                    &base64::engine::general_purpose::STANDARD.decode(row.get::<String, _>(1)).unwrap(),
+                ),
+                _ => envelope::text::encode(&row.get::<Vec<u8>, _>(1)),
+            },
+        ));
     }
     assert_eq!(deks_of(rows.iter().map(|(_, secret)| secret.as_str())), [to].into());
     desk.all_open(borrowed(&rows)).await;
     // What is no column is not taken for a text, and what does not tell rows apart is no key.
-    for (at, name, told) in [(5, "nothing", "no column"), (7, "nothing", "no column"), (3, "nothing", "no table"),
-        (9, "row_id=nothing", "no column"), (5, "the \"row", "not unique")] {
+    for (at, name, told) in [
+        (5, "nothing", "no column"),
+        (7, "nothing", "no column"),
+        (3, "nothing", "no table"),
+        (9, "row_id=nothing", "no column"),
+        (5, "the \"row", "not unique"),
+    ] {
         let mut wrong = args;
         wrong[at] = name;
         let (_, err) = desk.not_ok(&wrong).await;
@@ -213,7 +248,8 @@ async fn any_key_any_name_and_every_form_of_an_envelope_will_do() {
 async fn the_state_of_another_job_is_refused() {
     let desk = Desk::new().await;
     table(&desk.path("app.db"), &desk.sealed(0..3).await).await;
-    let args = [&["--database", "sqlite:app.db", "--table", "people", "--state", "state"], &COLUMNS[..]].concat();
+    let args =
+        [&["--database", "sqlite:app.db", "--table", "people", "--state", "state"], &COLUMNS[..]].concat();
     desk.ok(&args).await;
     let (_, err) = desk.not_ok(&[&args[..], &["-c", "more=1"]].concat()).await;
     assert!(err.contains("state of another job: not the same context"), "{err}");

@@ -40,6 +40,7 @@ impl Circumstances {
             tenant: None,
             request_id: &self.request_id,
             source: self.source,
+            subject: None,
         }
     }
 

@@ -4,6 +4,8 @@
 //! `mac = HMAC-SHA-256(key, mac of the line before || the line up to its mac)`. A cut at the end leaves a chain that
 //! holds: what shows it is an anchor, the number and code of a later line that was kept elsewhere.
 
+use std::collections::HashMap;
+
 use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -179,6 +181,8 @@ struct Position {
     seq: u64,
     event: String,
     previous: Option<String>,
+    outcome: Option<String>,
+    change_id: Option<String>,
 }
 
 /// Follows a chain line by line. Cloning remembers a place in it.
@@ -189,22 +193,21 @@ pub struct Verifier<'a> {
     first: u64,
     anchors: Vec<Link>,
     sealed: bool,
+    /// Changes that have begun, and which record says so.
+    begun: HashMap<String, u64>,
 }
 
 impl<'a> Verifier<'a> {
     /// Beginning at the first file that is there. What the anchors tell of has to be met.
     pub fn new(keys: &'a Keys, anchors: Vec<Link>) -> Self {
-        Self { keys, link: None, first: 0, anchors, sealed: false }
+        Self { keys, link: None, first: 0, anchors, sealed: false, begun: HashMap::new() }
     }
 
     /// The next line, with its line break.
     pub fn line(&mut self, line: &[u8]) -> Result<Link, Fault> {
         let line = line.strip_suffix(b"\n").ok_or(Fault::Torn)?;
         let (body, mac) = split(line).ok_or(Fault::Changed)?;
-        let before = match self.link {
-            Some(link) => link,
-            None => beginning(body)?,
-        };
+        let before = self.link.map_or_else(|| beginning(body), Ok)?;
         let genuine = bool::from(self.keys.code(&before.mac, body).ct_eq(&mac));
         let expected = before.seq + 1;
         if !genuine {
@@ -220,14 +223,19 @@ impl<'a> Verifier<'a> {
         if self.link.is_none() {
             self.first = expected;
         }
-        let link = Link { seq: expected, mac };
+        let next = Link { seq: expected, mac };
         if self.anchors.iter().any(|anchor| anchor.seq == expected && anchor.mac != mac) {
             return Err(Fault::Replaced(expected));
         }
-        self.link = Some(link);
+        self.link = Some(next);
+        match (position.change_id, position.outcome.as_deref()) {
+            (Some(id), Some("begin")) => drop(self.begun.insert(id, expected)),
+            (Some(id), _) => drop(self.begun.remove(&id)),
+            _ => {}
+        }
         // A file that was just begun has nothing to seal yet.
         self.sealed = position.event == "seal" || (position.event == "open" && self.sealed);
-        Ok(link)
+        Ok(next)
     }
 
     /// After the last line.
@@ -235,13 +243,17 @@ impl<'a> Verifier<'a> {
         let last = self.link.unwrap_or(Link::START);
         match self.anchors.iter().map(|anchor| anchor.seq).max() {
             Some(seq) if seq > last.seq => Err(Fault::Truncated(seq)),
-            _ => Ok(Summary { first: self.first, last, sealed: self.sealed }),
+            _ => {
+                let mut unfinished: Vec<u64> = self.begun.values().copied().collect();
+                unfinished.sort_unstable();
+                Ok(Summary { first: self.first, last, sealed: self.sealed, unfinished })
+            }
         }
     }
 }
 
 /// What was verified.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Summary {
     /// The first record that is there; 1 where nothing is missing before it.
     pub first: u64,
@@ -249,6 +261,8 @@ pub struct Summary {
     pub last: Link,
     /// Whether the last one is a seal, as an orderly end leaves it.
     pub sealed: bool,
+    /// The records of changes that have begun and have no outcome: they are under way, or a crash ended them.
+    pub unfinished: Vec<u64>,
 }
 
 /// The part of a line that its code is over, and the code.

@@ -8,30 +8,37 @@
 //! has two: the first is durable before anything is changed, so that a crash leaves a visible beginning. Without a
 //! sink records go to the log under the target `keyfold::audit`: changes at INFO, calls at DEBUG (off by default).
 
+mod attempt;
 mod chain;
+mod otlp;
 mod output;
 mod reading;
 mod record;
 mod sink;
+mod strangers;
+mod tally;
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envelope::{DataKeyId, EncryptionContext};
-
 use crate::clock::Clock;
-use crate::tenant::{KeyName, PrincipalId, TenantId, Verb};
+use crate::tenant::{TenantId, Verb};
+use otlp::Otlp;
 use output::{FileOutput, Opened, Output, Stdout, Syslog};
-use record::{Details, Record};
+use record::Record;
 use sink::{Settings, Sink, Start};
+use strangers::Strangers;
 
+pub use attempt::{Attempt, Subject, Who};
 pub use chain::{Fault, Keys, Link, Summary, Verifier, WeakKey};
+pub use otlp::{OtlpError, OtlpOptions};
 pub use output::{FileOptions, TrailError, TrailFiles, trails};
 pub use reading::{Located, Query, ReadError, search, verify};
-pub use record::REFS_MAX;
+pub use record::Details;
 pub use sink::OnFull;
+pub use strangers::Stranger;
+pub use tally::{PartTally, REFS_BYTES_MAX, Tally};
 
 /// Where records go, and the audit's limits.
 #[derive(Clone, Debug)]
@@ -42,12 +49,17 @@ pub struct Options {
     pub stdout: Option<OnFull>,
     /// The local syslog's socket.
     pub syslog: Option<(PathBuf, OnFull)>,
+    /// An OpenTelemetry collector.
+    pub otlp: Option<(OtlpOptions, OnFull)>,
     /// How many records may wait for each sink. Default 10,000.
     pub queue_records_max: usize,
     /// After how many records a seal is written. Default 1,000.
     pub seal_records: u64,
     /// After how many seconds with new records a seal is written. Default 60.
     pub seal_secs: u64,
+    /// How many calls a second without a valid credential have a record of their own; the others are counted.
+    /// Default 10.
+    pub strangers_per_sec_max: u64,
 }
 
 impl Default for Options {
@@ -56,9 +68,11 @@ impl Default for Options {
             file: None,
             stdout: None,
             syslog: None,
+            otlp: None,
             queue_records_max: 10_000,
             seal_records: 1_000,
             seal_secs: 60,
+            strangers_per_sec_max: 10,
         }
     }
 }
@@ -66,7 +80,7 @@ impl Default for Options {
 impl Options {
     /// Whether there is any sink.
     pub fn is_on(&self) -> bool {
-        self.file.is_some() || self.stdout.is_some() || self.syslog.is_some()
+        self.file.is_some() || self.stdout.is_some() || self.syslog.is_some() || self.otlp.is_some()
     }
 }
 
@@ -80,12 +94,13 @@ pub struct Unrecorded(&'static str);
 pub struct Audit {
     clock: Clock,
     sinks: Arc<[Sink]>,
+    strangers: Arc<Strangers>,
 }
 
 impl Audit {
     /// Records into the log only.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, sinks: Arc::new([]) }
+        Self { clock, sinks: Arc::new([]), strangers: Arc::default() }
     }
 
     /// Opens the sinks and starts their threads. [`Audit::close`] ends them.
@@ -99,7 +114,7 @@ impl Audit {
         let mut start = |name, on_full, start: Start| {
             let sink = Sink::start(name, on_full, &settings, clock.clone(), keys.clone(), start);
             sinks.push(sink.map_err(|source| TrailError::File { path: PathBuf::from(name), source })?);
-            Ok(())
+            Ok::<_, TrailError>(())
         };
         if let Some((file, on_full)) = &options.file {
             let Opened { output, link, is_new, torn_bytes } = FileOutput::open(file, keys)?;
@@ -113,7 +128,11 @@ impl Audit {
         if let Some((path, on_full)) = &options.syslog {
             start("syslog", *on_full, fresh(Box::new(Syslog::new(path.clone()))))?;
         }
-        Ok(Self { clock, sinks: sinks.into() })
+        if let Some((otlp, on_full)) = &options.otlp {
+            start("otlp", *on_full, fresh(Box::new(Otlp::new(otlp.clone())?)))?;
+        }
+        let strangers = Strangers::new(options.strangers_per_sec_max);
+        Ok(Self { clock, sinks: sinks.into(), strangers: Arc::new(strangers) })
     }
 
     /// A data-plane call begins. Refused where its record would have no room.
@@ -121,8 +140,7 @@ impl Audit {
         let logged = tracing::enabled!(target: "keyfold::audit", tracing::Level::DEBUG);
         let held = self.reserve().await?;
         let began = if logged || !self.sinks.is_empty() { self.clock.monotonic() } else { Duration::ZERO };
-        let details = Details::default();
-        Ok(Attempt { audit: self, who, event: CALL, what: verb.name(), logged, held, began, details })
+        Ok(Attempt::new(self, CALL, verb.name(), who, (held, logged, began)))
     }
 
     /// A change of administration begins: what kind (`tenant.create`). Its beginning is durable when this returns.
@@ -134,20 +152,10 @@ impl Audit {
         let tenant = who.tenant.map(TenantId::as_str);
         tracing::info!(target: "keyfold::audit", change, principal = %who.principal, tenant, "begin");
         let began = self.clock.monotonic();
-        let first = self.reserve().await?;
-        let details = Details::default();
-        let mut attempt = Attempt {
-            audit: self,
-            who,
-            event: CHANGE,
-            what: change,
-            logged: true,
-            held: first,
-            began,
-            details,
-        };
-        attempt.send("begin", "", "");
-        attempt.held = self.reserve().await?;
+        let held = self.reserve().await?;
+        let mut attempt = Attempt::new(self, CHANGE, change, who, (held, true, began));
+        attempt.begin();
+        attempt.hold(self.reserve().await?);
         for sink in self.sinks.iter() {
             if !sink.durable().await {
                 attempt.end("failed", "audit_unavailable", "the audit could not write that it begins");
@@ -162,11 +170,42 @@ impl Audit {
         if self.sinks.is_empty() {
             return Ok(());
         }
-        let (held, began, details) = (self.reserve().await?, self.clock.monotonic(), Details::default());
-        let what = route.get(..route.len().min(100)).unwrap_or_default();
-        let attempt = Attempt { audit: self, who, event: CALL, what, logged: false, held, began, details };
-        attempt.end("refused", code, "");
+        let (held, began) = (self.reserve().await?, self.clock.monotonic());
+        let what = &route[..route.floor_char_boundary(ROUTE_BYTES_MAX)];
+        Attempt::new(self, CALL, what, who, (held, false, began)).end("refused", code, "");
         Ok(())
+    }
+
+    /// A call of somebody who did not show who he is. It is refused whether that can be recorded or not, and nobody
+    /// is kept from his work by strangers: past [`Options::strangers_per_sec_max`], and where the queue has no room,
+    /// they are only counted, and the next record tells how many they were.
+    pub fn turned_away(&self, route: &str, stranger: Stranger<'_>, code: &'static str) {
+        if self.sinks.is_empty() {
+            return;
+        }
+        let now = self.clock.monotonic();
+        if !self.strangers.may_be_recorded(now) {
+            return;
+        }
+        let held = self.try_reserve();
+        if held == 0 {
+            self.strangers.unrecorded();
+            return;
+        }
+        let record = Arc::new(Record {
+            time: self.clock.now(),
+            event: CALL,
+            what: route[..route.floor_char_boundary(ROUTE_BYTES_MAX)].into(),
+            outcome: "refused",
+            code,
+            request_id: stranger.request_id.into(),
+            source: stranger.source,
+            more: self.strangers.take_unrecorded(),
+            ..Record::default()
+        });
+        for sink in self.held(held) {
+            sink.send(Arc::clone(&record));
+        }
     }
 
     /// Waits until everything that was recorded is durable. False where a sink cannot write.
@@ -199,6 +238,12 @@ impl Audit {
         Ok(held)
     }
 
+    /// The places that there are at once, and leaves half of each queue to those who are known.
+    fn try_reserve(&self) -> u8 {
+        let reserved = self.sinks.iter().enumerate().filter(|(_, sink)| sink.try_reserve());
+        reserved.fold(0, |held, (at, _)| held | 1 << at)
+    }
+
     fn release(&self, held: u8) {
         self.held(held).for_each(Sink::release);
     }
@@ -210,149 +255,5 @@ impl Audit {
 
 const CALL: &str = "call";
 const CHANGE: &str = "change";
-
-/// Who does it, how he was recognised, and where he calls from.
-#[derive(Clone, Copy)]
-pub struct Who<'a> {
-    /// Who.
-    pub principal: &'a PrincipalId,
-    /// How he authenticated.
-    pub method: &'static str,
-    /// In which tenant.
-    pub tenant: Option<&'a TenantId>,
-    /// The request's id; empty where there is no request.
-    pub request_id: &'a str,
-    /// The address that the request came from.
-    pub source: Option<IpAddr>,
-}
-
-impl<'a> Who<'a> {
-    /// Somebody within the service, or at its command line.
-    pub fn local(principal: &'a PrincipalId, tenant: Option<&'a TenantId>) -> Self {
-        Self { principal, method: "local", tenant, request_id: "", source: None }
-    }
-
-    /// The same in this tenant.
-    pub fn in_tenant(self, tenant: &'a TenantId) -> Self {
-        Self { tenant: Some(tenant), ..self }
-    }
-}
-
-/// Something that was begun and has no outcome yet.
-pub struct Attempt<'a> {
-    audit: &'a Audit,
-    who: Who<'a>,
-    event: &'static str,
-    what: &'a str,
-    logged: bool,
-    held: u8,
-    began: Duration,
-    details: Details,
-}
-
-impl Attempt<'_> {
-    /// Whether anything is recorded: what it takes to find out details can be left out where not.
-    pub fn is_recorded(&self) -> bool {
-        self.held != 0
-    }
-
-    /// Under which key.
-    pub fn with_key(&mut self, key: &KeyName) {
-        if self.is_recorded() {
-            self.details.key = Some(key.as_str().into());
-        }
-    }
-
-    /// Under which data key.
-    pub fn with_dek(&mut self, dek: DataKeyId) {
-        self.details.dek = Some(dek);
-    }
-
-    /// How many bytes came and went.
-    pub fn with_bytes(&mut self, bytes_in: usize, bytes_out: usize) {
-        self.details.bytes_in = bytes_in as u64;
-        self.details.bytes_out = bytes_out as u64;
-    }
-
-    /// With which encryption context.
-    pub fn with_context(&mut self, context: EncryptionContext) {
-        if self.is_recorded() {
-            self.details.context = context;
-        }
-    }
-
-    /// Of a batch: how many items it had, how many of them failed, and what the caller calls them: no more than
-    /// [`REFS_MAX`].
-    pub fn with_items(&mut self, items: u64, failed: u64, refs: Vec<Box<str>>) {
-        if self.is_recorded() {
-            self.details.items = Some((items, failed));
-            self.details.refs = refs;
-        }
-    }
-
-    /// It was done.
-    pub fn done(self) {
-        self.end("done", "", "");
-    }
-
-    /// It failed with this code, for this reason: the full one, which the caller may not be told.
-    pub fn failed(self, code: &'static str, reason: &dyn std::fmt::Display) {
-        let reason = if self.logged || self.is_recorded() { reason.to_string() } else { String::new() };
-        self.end("failed", code, &reason);
-    }
-
-    fn end(mut self, outcome: &'static str, code: &'static str, reason: &str) {
-        self.send(outcome, code, reason);
-        self.logged = false;
-    }
-
-    /// Sends a record, and gives up the place that was held for it.
-    fn send(&mut self, outcome: &'static str, code: &'static str, reason: &str) {
-        let held = std::mem::take(&mut self.held);
-        if !self.logged && held == 0 {
-            return;
-        }
-        let elapsed = self.audit.clock.monotonic().saturating_sub(self.began);
-        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-        if self.logged && outcome != "begin" {
-            self.log(outcome, code, reason, micros);
-        }
-        if held == 0 {
-            return;
-        }
-        let record = Arc::new(Record {
-            time: self.audit.clock.now(),
-            event: self.event,
-            what: self.what.into(),
-            outcome,
-            code,
-            reason: reason.to_owned(),
-            request_id: self.who.request_id.into(),
-            source: self.who.source,
-            principal: self.who.principal.as_str().into(),
-            method: self.who.method,
-            tenant: self.who.tenant.map(|tenant| tenant.as_str().into()),
-            details: std::mem::take(&mut self.details),
-            micros,
-        });
-        for sink in self.audit.held(held) {
-            sink.send(Arc::clone(&record));
-        }
-    }
-
-    fn log(&self, outcome: &str, code: &str, reason: &str, micros: u64) {
-        let (principal, tenant) = (self.who.principal, self.who.tenant.map(TenantId::as_str));
-        let what = self.what;
-        if self.event == CALL {
-            tracing::debug!(target: "keyfold::audit", verb = what, %principal, tenant, outcome, code, reason, micros);
-        } else {
-            tracing::info!(target: "keyfold::audit", change = what, %principal, tenant, outcome, code, reason, micros);
-        }
-    }
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        self.send("abandoned", "", "");
-    }
-}
+/// How much of a path is recorded.
+const ROUTE_BYTES_MAX: usize = 200;

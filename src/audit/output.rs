@@ -71,6 +71,9 @@ pub enum TrailError {
         /// What is wrong.
         fault: super::Fault,
     },
+    /// The collector is not configured as it has to be.
+    #[error(transparent)]
+    Otlp(#[from] super::OtlpError),
     /// As many processes write as may.
     #[error("{TRAILS_MAX} other processes write their audit beside {0}: end one of them")]
     Busy(PathBuf),
@@ -314,19 +317,18 @@ impl Syslog {
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path, socket: None }
     }
+
+    fn connect(&self) -> io::Result<UnixDatagram> {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect(&self.path)?;
+        Ok(socket)
+    }
 }
 
 impl Output for Syslog {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         let end = lines.iter().position(|byte| *byte == b'\n').map_or(lines.len(), |at| at + 1);
-        let socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => {
-                let socket = UnixDatagram::unbound()?;
-                socket.connect(&self.path)?;
-                socket
-            }
-        };
+        let socket = self.socket.take().map_or_else(|| self.connect(), Ok)?;
         let mut datagram = b"<85>1 - - keyfold - audit - ".to_vec();
         datagram.extend_from_slice(lines[..end].strip_suffix(b"\n").unwrap_or(&lines[..end]));
         // A syslog that was restarted has another socket behind the path: the next try connects again.

@@ -6,10 +6,12 @@ use envelope::{DataKeyId, EncryptionContext};
 use serde_json::{Value, json};
 
 use super::chain::Keys;
+use super::tally::{Items, Refs};
 use crate::clock::Timestamp;
+use crate::tenant::{KeyName, PrincipalId, TenantId};
 
-/// How many items of a batch are named; the rest is counted.
-pub const REFS_MAX: usize = 100;
+/// How much of a reason is recorded.
+const REASON_BYTES_MAX: usize = 1_024;
 
 /// One call or change, as it is told to every sink.
 #[derive(Debug, Default)]
@@ -27,18 +29,27 @@ pub(super) struct Record {
     pub(super) reason: String,
     pub(super) request_id: Box<str>,
     pub(super) source: Option<IpAddr>,
-    pub(super) principal: Box<str>,
+    /// None where nobody is known.
+    pub(super) principal: Option<PrincipalId>,
     pub(super) method: &'static str,
-    pub(super) tenant: Option<Box<str>>,
+    pub(super) tenant: Option<TenantId>,
+    /// The same in the two records of one change.
+    pub(super) change_id: Option<u64>,
+    /// The API key that a change is about.
+    pub(super) api_key: Option<Box<str>>,
     pub(super) details: Details,
+    pub(super) items: Option<Items>,
+    /// How many others like it there were that have no record.
+    pub(super) more: u64,
     pub(super) micros: u64,
 }
 
-/// What is only known while the work is done.
+/// What is only known while the work on a message is done.
 #[derive(Debug, Default)]
-pub(super) struct Details {
+pub struct Details {
+    wanted: bool,
     /// Which of the tenant's keys.
-    pub(super) key: Option<Box<str>>,
+    pub(super) key: Option<KeyName>,
     /// Which data key.
     pub(super) dek: Option<DataKeyId>,
     /// Bytes that came.
@@ -47,11 +58,49 @@ pub(super) struct Details {
     pub(super) bytes_out: u64,
     /// The encryption context. Names are recorded; values only as a keyed hash, unless the configuration calls the
     /// name public.
-    pub(super) context: EncryptionContext,
-    /// How many items a batch had, and how many of them failed.
-    pub(super) items: Option<(u64, u64)>,
-    /// The callers' names for them, at most [`REFS_MAX`].
-    pub(super) refs: Vec<Box<str>>,
+    pub(super) context: Option<EncryptionContext>,
+}
+
+impl Details {
+    pub(super) fn new(wanted: bool) -> Self {
+        Self { wanted, ..Self::default() }
+    }
+
+    /// Whether they are recorded: what it takes to find them out can be left out where not.
+    pub fn are_wanted(&self) -> bool {
+        self.wanted
+    }
+
+    /// Under which key.
+    pub fn with_key(&mut self, key: &KeyName) {
+        if self.wanted {
+            self.key = Some(key.clone());
+        }
+    }
+
+    /// Under which data key.
+    pub fn with_dek(&mut self, dek: DataKeyId) {
+        self.dek = Some(dek);
+    }
+
+    /// How many bytes came and went.
+    pub fn with_bytes(&mut self, bytes_in: usize, bytes_out: usize) {
+        self.bytes_in = bytes_in as u64;
+        self.bytes_out = bytes_out as u64;
+    }
+
+    /// So many more bytes came and went.
+    pub fn add_bytes(&mut self, bytes_in: usize, bytes_out: usize) {
+        self.bytes_in += bytes_in as u64;
+        self.bytes_out += bytes_out as u64;
+    }
+
+    /// With which encryption context.
+    pub fn with_context(&mut self, context: EncryptionContext) {
+        if self.wanted {
+            self.context = Some(context);
+        }
+    }
 }
 
 impl Record {
@@ -61,42 +110,96 @@ impl Record {
         object.text("what", &self.what);
         object.text("outcome", self.outcome);
         object.some_text("code", self.code);
-        object.some_text("reason", &self.reason);
-        object.text("principal", &self.principal);
+        object.some_text("reason", head_of(&self.reason, REASON_BYTES_MAX));
+        object.some_text("principal", self.principal.as_ref().map_or("", PrincipalId::as_str));
         object.some_text("method", self.method);
         if let Some(source) = self.source {
             object.text("source", &source.to_string());
         }
         object.some_text("request_id", &self.request_id);
-        let tenant = self.tenant.as_deref().unwrap_or_default();
+        let tenant = self.tenant.as_ref().map_or("", TenantId::as_str);
         object.some_text("tenant", tenant);
-        self.write_details(tenant, keys, &mut object);
+        if let Some(id) = self.change_id {
+            object.text("change_id", &format!("{id:016x}"));
+        }
+        object.some_text("api_key", self.api_key.as_deref().unwrap_or_default());
+        self.details.write(tenant, keys, &mut object);
+        if let Some(items) = &self.items {
+            items.write(tenant, keys, &mut object);
+        }
+        if self.more > 0 {
+            object.number("more", self.more);
+        }
         object.number("micros", self.micros);
     }
+}
 
-    fn write_details(&self, tenant: &str, keys: &Keys, object: &mut Object<'_>) {
-        let details = &self.details;
-        object.some_text("key", details.key.as_deref().unwrap_or_default());
-        if let Some(dek) = details.dek {
+impl Details {
+    fn write(&self, tenant: &str, keys: &Keys, object: &mut Object<'_>) {
+        object.some_text("key", self.key.as_ref().map_or("", KeyName::as_str));
+        if let Some(dek) = self.dek {
             object.text("dek", &dek.to_string());
         }
-        if details.bytes_in > 0 || details.bytes_out > 0 {
-            object.number("bytes_in", details.bytes_in);
-            object.number("bytes_out", details.bytes_out);
+        object.bytes(self.bytes_in, self.bytes_out);
+        if let Some(context) = &self.context {
+            object.context(context, tenant, keys);
         }
-        if let Some((items, failed)) = details.items {
-            object.number("items", items);
-            object.number("items_failed", failed);
+    }
+}
+
+impl Items {
+    fn write(&self, tenant: &str, keys: &Keys, object: &mut Object<'_>) {
+        object.number("items", self.tried);
+        object.number("items_failed", self.failed());
+        if !self.codes.is_empty() {
+            object.value("codes", &json!(self.codes));
         }
-        if !details.refs.is_empty() {
-            object.value("refs", &json!(details.refs));
+        if !self.keys.is_empty() {
+            object.value("keys", &self.keys.iter().map(KeyName::as_str).collect());
         }
+        if !self.deks.is_empty() {
+            object.value("deks", &self.deks.iter().map(ToString::to_string).collect());
+        }
+        object.bytes(self.bytes_in, self.bytes_out);
+        object.refs("refs", "refs_more", &self.refs);
+        object.refs("refs_failed", "refs_failed_more", &self.failed_refs);
+        if let Some(context) = &self.context {
+            object.context(context, tenant, keys);
+        }
+        if !self.varying.is_empty() {
+            object.value("context_varying", &json!(self.varying));
+        }
+    }
+}
+
+fn head_of(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}
+
+impl Object<'_> {
+    fn bytes(&mut self, bytes_in: u64, bytes_out: u64) {
+        if bytes_in > 0 || bytes_out > 0 {
+            self.number("bytes_in", bytes_in);
+            self.number("bytes_out", bytes_out);
+        }
+    }
+
+    fn refs(&mut self, name: &str, more: &str, refs: &Refs) {
+        if !refs.names.is_empty() {
+            self.value(name, &json!(refs.names));
+        }
+        if refs.more > 0 {
+            self.number(more, refs.more);
+        }
+    }
+
+    fn context(&mut self, context: &EncryptionContext, tenant: &str, keys: &Keys) {
         // The service's own pairs repeat what stands beside.
-        let pairs = details.context.iter().filter(|(name, _)| !name.starts_with("keyfold:"));
+        let pairs = context.iter().filter(|(name, _)| !name.starts_with("keyfold:"));
         let context: serde_json::Map<String, Value> =
             pairs.map(|(name, value)| (name.to_owned(), keys.shown(tenant, name, value))).collect();
         if !context.is_empty() {
-            object.value("context", &Value::Object(context));
+            self.value("context", &Value::Object(context));
         }
     }
 }

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::chain::{Keys, Link, write_event};
 use super::output::Output;
@@ -59,6 +59,8 @@ pub(super) struct Sink {
     name: &'static str,
     on_full: OnFull,
     slots: Arc<Semaphore>,
+    /// How many there are.
+    places: usize,
     state: Arc<State>,
     sender: Sender<Message>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -79,7 +81,8 @@ impl Sink {
         keys: Keys,
         start: Start,
     ) -> io::Result<Self> {
-        let slots = Arc::new(Semaphore::new(settings.queue_records_max));
+        let places = settings.queue_records_max;
+        let slots = Arc::new(Semaphore::new(places));
         let state = Arc::new(State::default());
         let (sender, receiver) = channel();
         let writer = Writer {
@@ -103,7 +106,7 @@ impl Sink {
         let thread = std::thread::Builder::new()
             .name(format!("audit-{name}"))
             .spawn(move || writer.run(&receiver, is_new, torn_bytes))?;
-        Ok(Self { name, on_full, slots, state, sender, thread: Mutex::new(Some(thread)) })
+        Ok(Self { name, on_full, slots, places, state, sender, thread: Mutex::new(Some(thread)) })
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -133,6 +136,14 @@ impl Sink {
                 Err(_) => Err(Full(self.name)),
             },
         }
+    }
+
+    /// Takes a place for one record where more than half of the queue is free.
+    pub(super) fn try_reserve(&self) -> bool {
+        if self.slots.available_permits() * 2 <= self.places {
+            return false;
+        }
+        self.slots.try_acquire().map(SemaphorePermit::forget).is_ok()
     }
 
     /// Gives back a place that was taken.
@@ -384,11 +395,11 @@ mod tests {
     fn audit(output: &Bounded, on_full: OnFull, queue_records_max: usize) -> Audit {
         let clock = Clock::manual(Timestamp::from_unix_ms(0));
         let settings =
-            Settings { queue_records_max, seal_records: 1_000, seal_every: Duration::from_secs(60) };
+            Settings { queue_records_max, seal_records: 1_000, seal_every: Duration::from_mins(1) };
         let output = Box::new(output.clone());
         let start = Start { output, link: Link::START, is_new: true, torn_bytes: 0 };
         let sink = Sink::start("test", on_full, &settings, clock.clone(), keys(), start).unwrap();
-        Audit { clock, sinks: Arc::new([sink]) }
+        Audit { clock, sinks: Arc::new([sink]), strangers: Arc::default() }
     }
 
     async fn begin<'a>(audit: &'a Audit, who: &'a crate::tenant::PrincipalId) -> Option<Attempt<'a>> {

@@ -22,7 +22,7 @@ pub(super) enum AuditCommand {
         anchor: Vec<String>,
     },
     /// Find records. Every condition has to fit; each record is printed as it stands in its file.
-    Search(SearchArgs),
+    Search(Box<SearchArgs>),
 }
 
 #[derive(Args)]
@@ -113,6 +113,11 @@ fn verify(trails: &[TrailFiles], keys: &Keys, anchors: &[String]) -> anyhow::Res
                 "; not sealed at the end: it is being written, or a crash ended it"
             },
         ));
+        for seq in &summary.unfinished {
+            output::line(format_args!(
+                "record {seq} begins a change that has no outcome: it is under way, or a crash ended it"
+            ));
+        }
         output::line(format_args!("anchor {}", summary.last.anchor()));
     }
     Ok(())

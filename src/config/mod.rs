@@ -21,7 +21,9 @@ pub use access::{
     AccessSettings, CertificateSettings, ConditionSettings, GrantSettings, IssuerSettings,
     RequiredClaimSettings, RestrictionSettings, RoleSettings,
 };
-pub use audit::{AuditFileSettings, AuditSettings, AuditSinkSettings, AuditSyslogSettings};
+pub use audit::{
+    AuditFileSettings, AuditOtlpSettings, AuditSettings, AuditSinkSettings, AuditSyslogSettings,
+};
 pub use aws::AwsSettings;
 pub use memory::{LockMemory, MemorySettings};
 pub use secrets::{SecretError, Secrets, passphrase_in, write_new_secret};
@@ -445,6 +447,9 @@ impl Settings {
         at_least("audit.queue_records_max", self.audit.queue_records_max as u64, 1)?;
         at_least("audit.seal_records", self.audit.seal_records, 1)?;
         at_least("audit.seal_secs", self.audit.seal_secs, 1)?;
+        if let Some(otlp) = &self.audit.otlp {
+            at_least("audit.otlp.request_secs_max", otlp.request_secs_max, 1)?;
+        }
         if let Some(file) = &self.audit.file {
             at_least("audit.file.rotate_bytes", file.rotate_bytes, 4_096)?;
         }

@@ -370,6 +370,7 @@ fn guarded(route: Route, gates: &Gates) -> UtoipaMethodRouter<Arc<HttpState>> {
         streams: route.streams,
         body_bytes_max: route.body_bytes_max,
         access: guarded.then(|| Arc::clone(&gates.access)),
+        recorder: gates.recorder.clone(),
     };
     methods = methods.layer(from_fn_with_state(Arc::new(state), gate));
     (schemas, paths, methods)

@@ -3,7 +3,7 @@
 
 use super::{OperationError, Operations};
 use crate::access::{AdminOf, NewApiKey, Operate, Permit, Principal, is_api_key_id};
-use crate::audit::Attempt;
+use crate::audit::{Attempt, Subject};
 use crate::clock::Timestamp;
 use crate::store::{ApiKeyRecord, KeyPolicy, KeyRecord, Status, StoreError, Target, TenantRecord};
 use crate::tenant::{Kek, KekRing, KeyName, TenantId, Verb};
@@ -147,7 +147,9 @@ impl Operations {
         name: KeyName,
         policy: KeyPolicy,
     ) -> Result<KeyRecord, OperationError> {
-        let attempt = self.audit.begin_change("key.create", permit.who()).await?;
+        let subject = name.clone();
+        let attempt =
+            self.audit.begin_change("key.create", permit.who().changing(Subject::Key(&subject))).await?;
         let made = async {
             check_policy(&policy)?;
             self.tenant(permit).await?;
@@ -183,7 +185,8 @@ impl Operations {
         name: &KeyName,
         change: KeyChange,
     ) -> Result<KeyRecord, OperationError> {
-        let attempt = self.audit.begin_change("key.update", permit.who()).await?;
+        let attempt =
+            self.audit.begin_change("key.update", permit.who().changing(Subject::Key(name))).await?;
         let changed = async {
             let mut record = self.key(permit, name).await?;
             expect_version(change.version, record.version, "key")?;
@@ -208,7 +211,7 @@ impl Operations {
         caller: &Principal,
         grant: ApiKeyGrant,
     ) -> Result<NewApiKey, OperationError> {
-        let attempt = self.audit.begin_change("api-key.create", permit.who()).await?;
+        let mut attempt = self.audit.begin_change("api-key.create", permit.who()).await?;
         let made = async {
             check_grant(&grant, self.clock.now())?;
             let mut tenants = grant.tenants;
@@ -224,7 +227,11 @@ impl Operations {
             })?;
             Ok(new)
         };
-        self.finish(attempt, made.await).await
+        let made = made.await;
+        if let Ok(new) = &made {
+            attempt.made(&new.record.id);
+        }
+        self.finish(attempt, made).await
     }
 
     /// The API keys that hold the permit's tenant.
@@ -243,7 +250,10 @@ impl Operations {
         permit: &Permit<AdminOf>,
         id: &str,
     ) -> Result<ApiKeyRecord, OperationError> {
-        let attempt = self.audit.begin_change("api-key.revoke", permit.who()).await?;
+        // What does not look like an id may be anything, such as a token: it is not recorded.
+        let head = if is_api_key_id(id) { id } else { "" };
+        let attempt =
+            self.audit.begin_change("api-key.revoke", permit.who().changing(Subject::ApiKey(head))).await?;
         let revoked = async {
             if !is_api_key_id(id) {
                 return Err(OperationError::Invalid(

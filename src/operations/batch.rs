@@ -15,89 +15,123 @@ use super::{
     Decrypted, Decryption, Encrypted, Encryption, OperationError, Operations, Rewrapped, Rewrapping,
     message_context, scope,
 };
-use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
-use crate::audit::{Attempt, REFS_MAX};
+use crate::access::{Decrypt, Encrypt, Permit, PermitVerb, Rewrap};
+use crate::audit::{Attempt, Details, PartTally, Tally};
 use crate::pool::{DekPool, Opening, PoolError, Sealing};
 use crate::store::DekScope;
-use crate::tenant::{KeyName, Verb};
+use crate::tenant::KeyName;
 
 /// Seals many messages.
 pub struct Encryptor<'a> {
     permit: &'a Permit<Encrypt>,
     sealings: Sealings<'a>,
     salts: Salts,
-    record: Record<'a>,
+    tally: PartTally,
+}
+
+/// Many messages of one caller: one record of the audit for all of them.
+pub struct Batch<'a> {
+    attempt: Attempt<'a>,
+    tally: Option<Tally>,
+}
+
+impl Batch<'_> {
+    /// Where the parts of it count what they do; none where nothing is recorded.
+    pub fn tally(&self) -> Option<Tally> {
+        self.tally.clone()
+    }
+
+    /// All parts were worked through.
+    pub fn finish(self) {
+        self.attempt.worked_through();
+    }
+
+    /// It did not come to its end.
+    pub fn broken_off(self, code: &'static str, reason: &dyn std::fmt::Display) {
+        self.attempt.failed(code, reason);
+    }
 }
 
 impl Operations {
-    /// Seals about `items` messages for the permit's tenant.
-    pub async fn encryptor<'a>(
+    /// Begins a batch.
+    pub async fn batch<'a, V: PermitVerb>(
+        &'a self,
+        permit: &'a Permit<V>,
+    ) -> Result<Batch<'a>, OperationError> {
+        let mut attempt = self.audit.begin(V::VERB, permit.who()).await?;
+        let tally = attempt.tally();
+        Ok(Batch { attempt, tally })
+    }
+
+    /// Seals about `items` messages for the permit's tenant, as a part of a batch.
+    pub fn encryptor<'a>(
         &'a self,
         permit: &'a Permit<Encrypt>,
         items: usize,
-    ) -> Result<Encryptor<'a>, OperationError> {
-        let attempt = self.audit.begin(Verb::Encrypt, permit.who()).await?;
-        Ok(Encryptor {
+        tally: Option<&Tally>,
+    ) -> Encryptor<'a> {
+        Encryptor {
             permit,
             sealings: Sealings::new(&self.pool),
             salts: Salts::new(items),
-            record: Record::new(attempt),
-        })
+            tally: PartTally::new(tally),
+        }
     }
 
-    /// Opens many envelopes of the permit's tenant.
-    pub async fn decryptor<'a>(
-        &'a self,
-        permit: &'a Permit<Decrypt>,
-    ) -> Result<Decryptor<'a>, OperationError> {
-        let attempt = self.audit.begin(Verb::Decrypt, permit.who()).await?;
-        Ok(Decryptor { permit, openings: Openings::new(&self.pool), record: Record::new(attempt) })
+    /// Opens many envelopes of the permit's tenant, as a part of a batch.
+    pub fn decryptor<'a>(&'a self, permit: &'a Permit<Decrypt>, tally: Option<&Tally>) -> Decryptor<'a> {
+        Decryptor { permit, openings: Openings::new(&self.pool), tally: PartTally::new(tally) }
     }
 
-    /// Brings about `items` envelopes of the permit's tenant up to date.
-    pub async fn rewrapper<'a>(
+    /// Brings about `items` envelopes of the permit's tenant up to date, as a part of a batch.
+    pub fn rewrapper<'a>(
         &'a self,
         permit: &'a Permit<Rewrap>,
         items: usize,
-    ) -> Result<Rewrapper<'a>, OperationError> {
-        let attempt = self.audit.begin(Verb::Rewrap, permit.who()).await?;
-        Ok(Rewrapper {
+        tally: Option<&Tally>,
+    ) -> Rewrapper<'a> {
+        Rewrapper {
             permit,
             openings: Openings::new(&self.pool),
             sealings: Sealings::new(&self.pool),
             salts: Salts::new(items),
-            record: Record::new(attempt),
-        })
+            tally: PartTally::new(tally),
+        }
     }
 }
 
 impl Encryptor<'_> {
     /// Seals one of them.
     pub async fn encrypt(&mut self, request: Encryption<'_>) -> Result<Encrypted, OperationError> {
-        let sealed = self.seal(request).await;
-        self.record.note(&sealed);
+        let mut details = self.tally.details();
+        let sealed = self.seal(request, &mut details).await;
+        note(&mut self.tally, details, &sealed);
         sealed
     }
 
-    async fn seal(&mut self, mut request: Encryption<'_>) -> Result<Encrypted, OperationError> {
+    async fn seal(
+        &mut self,
+        mut request: Encryption<'_>,
+        details: &mut Details,
+    ) -> Result<Encrypted, OperationError> {
+        details.with_key(&request.key);
         let context = std::mem::take(&mut request.context);
         let (tenant, service) = (self.permit.tenant(), self.permit.service_context());
         let context = message_context(context, self.permit, &request.key)?;
         request.plaintext.check()?;
-        let bytes = request.plaintext.bytes_max() as u64;
+        let bytes = request.plaintext.bytes_max();
         let scope = |key: &KeyName| scope(tenant, key, service);
-        let sealing = self.sealings.sealing(&request.key, bytes, scope).await?;
-        seal_with(sealing, self.salts.next()?, &context, request)
+        let sealing = self.sealings.sealing(&request.key, bytes as u64, scope).await?;
+        let sealed = seal_with(sealing, self.salts.next()?, &context, request)?;
+        details.with_dek(sealed.dek_id);
+        details.with_bytes(bytes, sealed.envelope.len());
+        details.with_context(context);
+        Ok(sealed)
     }
 
-    /// What the caller calls the next one, for the audit's record.
-    pub fn name(&mut self, reference: Option<&str>) {
-        self.record.name(reference);
-    }
-
-    /// All were tried: the audit's record ends.
-    pub fn finish(self) {
-        self.record.end();
+    /// What the audit is told of the items.
+    pub fn items(&mut self) -> &mut PartTally {
+        &mut self.tally
     }
 }
 
@@ -105,31 +139,32 @@ impl Encryptor<'_> {
 pub struct Decryptor<'a> {
     permit: &'a Permit<Decrypt>,
     openings: Openings<'a>,
-    record: Record<'a>,
+    tally: PartTally,
 }
 
 impl Decryptor<'_> {
     /// Opens one of them.
     pub async fn decrypt(&mut self, request: Decryption) -> Result<Decrypted, OperationError> {
-        let opened = self.open(request).await;
-        self.record.note(&opened);
+        let mut details = self.tally.details();
+        let opened = self.open(request, &mut details).await;
+        note(&mut self.tally, details, &opened);
         opened.map_err(OperationError::told)
     }
 
-    async fn open(&mut self, request: Decryption) -> Result<Decrypted, OperationError> {
+    async fn open(
+        &mut self,
+        request: Decryption,
+        details: &mut Details,
+    ) -> Result<Decrypted, OperationError> {
         let head = inspect(&request.envelope)?;
+        details.with_dek(head.dek_id());
         let opening = self.openings.opening(self.permit, &head).await?;
-        open_with(opening, &head, self.permit, request, None)
+        open_with(opening, &head, self.permit, request, details)
     }
 
-    /// What the caller calls the next one, for the audit's record.
-    pub fn name(&mut self, reference: Option<&str>) {
-        self.record.name(reference);
-    }
-
-    /// All were tried: the audit's record ends.
-    pub fn finish(self) {
-        self.record.end();
+    /// What the audit is told of the items.
+    pub fn items(&mut self) -> &mut PartTally {
+        &mut self.tally
     }
 }
 
@@ -139,38 +174,42 @@ pub struct Rewrapper<'a> {
     openings: Openings<'a>,
     sealings: Sealings<'a>,
     salts: Salts,
-    record: Record<'a>,
+    tally: PartTally,
 }
 
 impl Rewrapper<'_> {
     /// Brings one of them up to date.
     pub async fn rewrap(&mut self, request: Rewrapping) -> Result<Rewrapped, OperationError> {
-        let renewed = self.renew(request).await;
-        self.record.note(&renewed);
+        let mut details = self.tally.details();
+        let renewed = self.renew(request, &mut details).await;
+        note(&mut self.tally, details, &renewed);
         renewed.map_err(OperationError::told)
     }
 
-    async fn renew(&mut self, request: Rewrapping) -> Result<Rewrapped, OperationError> {
+    async fn renew(
+        &mut self,
+        request: Rewrapping,
+        details: &mut Details,
+    ) -> Result<Rewrapped, OperationError> {
+        let bytes_in = request.envelope.len();
         let head = inspect(&request.envelope)?;
+        details.with_dek(head.dek_id());
         let opening = self.openings.opening(self.permit, &head).await?;
-        match renew_in_place(opening, &head, self.permit, request, None)? {
-            Renewed::Whole(rewrapped) => Ok(rewrapped),
+        let rewrapped = match renew_in_place(opening, &head, self.permit, request, details)? {
+            Renewed::Whole(rewrapped) => rewrapped,
             Renewed::Opened(opened) => {
                 let (key, bytes) = (&opening.scope.key, opened.plaintext().len() as u64);
                 let sealing = self.sealings.sealing(key, bytes, |_| opening.scope.clone()).await?;
-                opened.seal(sealing, self.salts.next()?)
+                opened.seal(sealing, self.salts.next()?)?
             }
-        }
+        };
+        rewrapped.tell(bytes_in, details);
+        Ok(rewrapped)
     }
 
-    /// What the caller calls the next one, for the audit's record.
-    pub fn name(&mut self, reference: Option<&str>) {
-        self.record.name(reference);
-    }
-
-    /// All were tried: the audit's record ends.
-    pub fn finish(self) {
-        self.record.end();
+    /// What the audit is told of the items.
+    pub fn items(&mut self) -> &mut PartTally {
+        &mut self.tally
     }
 }
 
@@ -271,48 +310,9 @@ impl Salts {
     }
 }
 
-/// One record of the audit for all of them.
-struct Record<'a> {
-    attempt: Attempt<'a>,
-    tried: u64,
-    failed: u64,
-    first: Option<(&'static str, String)>,
-    names: Vec<Box<str>>,
-}
-
-impl<'a> Record<'a> {
-    fn new(attempt: Attempt<'a>) -> Self {
-        Self { attempt, tried: 0, failed: 0, first: None, names: vec![] }
-    }
-
-    fn name(&mut self, reference: Option<&str>) {
-        if let Some(reference) =
-            reference.filter(|_| self.attempt.is_recorded() && self.names.len() < REFS_MAX)
-        {
-            self.names.push(reference.into());
-        }
-    }
-
-    fn note<T>(&mut self, outcome: &Result<T, OperationError>) {
-        self.tried += 1;
-        if let Err(error) = outcome {
-            self.failed += 1;
-            if self.first.is_none() {
-                self.first = Some((error.code(), error.to_string()));
-            }
-        }
-    }
-
-    fn end(mut self) {
-        self.attempt.with_items(self.tried, self.failed, self.names);
-        match self.first {
-            None => self.attempt.done(),
-            Some((code, first)) => {
-                let reason = format!("{} of {} items, the first: {first}", self.failed, self.tried);
-                self.attempt.failed(code, &reason);
-            }
-        }
-    }
+fn note<T>(tally: &mut PartTally, details: Details, outcome: &Result<T, OperationError>) {
+    let failure = outcome.as_ref().err();
+    tally.note(details, failure.map(|error| (error.code(), error as &dyn std::fmt::Display)));
 }
 
 #[cfg(test)]

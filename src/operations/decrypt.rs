@@ -5,7 +5,7 @@ use zeroize::Zeroizing;
 
 use super::{OperationError, Operations, conclude, message_context};
 use crate::access::{Decrypt, Permit};
-use crate::audit::Attempt;
+use crate::audit::Details;
 use crate::pool::Opening;
 use crate::tenant::{KeyName, Verb};
 
@@ -45,7 +45,7 @@ impl Operations {
         request: Decryption,
     ) -> Result<Decrypted, OperationError> {
         let mut attempt = self.audit.begin(Verb::Decrypt, permit.who()).await?;
-        let outcome = self.open(permit, request, &mut attempt).await;
+        let outcome = self.open(permit, request, attempt.details()).await;
         conclude(attempt, outcome)
     }
 
@@ -53,34 +53,32 @@ impl Operations {
         &self,
         permit: &Permit<Decrypt>,
         request: Decryption,
-        attempt: &mut Attempt<'_>,
+        details: &mut Details,
     ) -> Result<Decrypted, OperationError> {
-        attempt.with_bytes(request.envelope.len(), 0);
+        details.with_bytes(request.envelope.len(), 0);
         let head = inspect(&request.envelope)?;
-        attempt.with_dek(head.dek_id());
+        details.with_dek(head.dek_id());
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
-        open_with(&opening, &head, permit, request, Some(attempt))
+        open_with(&opening, &head, permit, request, details)
     }
 }
 
-/// Opens an envelope whose data key is found. `attempt` is told what there is to record of it.
+/// Opens an envelope whose data key is found.
 pub(super) fn open_with(
     opening: &Opening,
     head: &Head,
     permit: &Permit<Decrypt>,
     request: Decryption,
-    attempt: Option<&mut Attempt<'_>>,
+    details: &mut Details,
 ) -> Result<Decrypted, OperationError> {
     let key = opening.scope.key.clone();
     let context = message_context(request.context, permit, &key)?;
     let rewrap_advised = opening.outdated(head);
     let mut buffer = Zeroizing::new(request.envelope);
     let opened = open_in_place(&opening.key, &context, &mut buffer).map(|plaintext| plaintext.len());
-    if let Some(attempt) = attempt {
-        attempt.with_key(&key);
-        attempt.with_context(context);
-        attempt.with_bytes(buffer.len(), *opened.as_ref().unwrap_or(&0));
-    }
+    details.with_key(&key);
+    details.with_context(context);
+    details.with_bytes(buffer.len(), *opened.as_ref().unwrap_or(&0));
     let plaintext_bytes = opened?;
     let (body_offset, dek_id) = (head.body_offset(), head.dek_id());
     Ok(Decrypted { buffer, plaintext_bytes, body_offset, key, dek_id, rewrap_advised })

@@ -4,7 +4,7 @@ use envelope::{DataKeyId, EncryptionContext, Salt, head_bytes, seal_in_place, se
 
 use super::{OperationError, Operations, conclude, message_context, new_salt, scope};
 use crate::access::{Encrypt, Permit};
-use crate::audit::Attempt;
+use crate::audit::Details;
 use crate::pool::Sealing;
 use crate::store::EnvelopeWeight;
 use crate::tenant::{KeyName, Verb};
@@ -51,7 +51,7 @@ impl Operations {
         request: Encryption<'_>,
     ) -> Result<Encrypted, OperationError> {
         let mut attempt = self.audit.begin(Verb::Encrypt, permit.who()).await?;
-        let outcome = self.seal(permit, request, &mut attempt).await;
+        let outcome = self.seal(permit, request, attempt.details()).await;
         conclude(attempt, outcome)
     }
 
@@ -59,17 +59,17 @@ impl Operations {
         &self,
         permit: &Permit<Encrypt>,
         mut request: Encryption<'_>,
-        attempt: &mut Attempt<'_>,
+        details: &mut Details,
     ) -> Result<Encrypted, OperationError> {
-        attempt.with_key(&request.key);
+        details.with_key(&request.key);
         let context = std::mem::take(&mut request.context);
         let context = message_context(context, permit, &request.key)?;
         let bytes_max = request.plaintext.bytes_max();
         let sealed = self.seal_now(permit, &context, request).await;
-        attempt.with_context(context);
+        details.with_context(context);
         if let Ok(sealed) = &sealed {
-            attempt.with_dek(sealed.dek_id);
-            attempt.with_bytes(bytes_max, sealed.envelope.len());
+            details.with_dek(sealed.dek_id);
+            details.with_bytes(bytes_max, sealed.envelope.len());
         }
         sealed
     }

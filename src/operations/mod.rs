@@ -17,7 +17,7 @@ use std::sync::Arc;
 use envelope::{ContextError, EncryptionContext, FormatError, OpenError, Salt, SealError};
 
 use crate::access::{Access, Forbidden, Permit, PermitVerb, ServiceContext};
-use crate::audit::{Attempt, Audit, Unrecorded, Who};
+use crate::audit::{Attempt, Audit, Stranger, Unrecorded, Who};
 use crate::clock::Clock;
 use crate::kms::KmsError;
 use crate::pool::{DekPool, PoolError};
@@ -26,7 +26,7 @@ use crate::store::{DekScope, Registry, StoreError};
 use crate::tenant::{Kek, KeyName, TenantId};
 
 pub use administer::{ApiKeyGrant, KeyChange, Page, TenantChange};
-pub use batch::{Decryptor, Encryptor, Rewrapper};
+pub use batch::{Batch, Decryptor, Encryptor, Rewrapper};
 pub use decrypt::{Decrypted, Decryption};
 pub use encrypt::{Encrypted, Encryption, Plaintext};
 pub use rewrap::{NewHead, RewrapMode, Rewrapped, Rewrapping};
@@ -92,6 +92,11 @@ impl Operations {
         code: &'static str,
     ) -> Result<(), OperationError> {
         Ok(self.audit.refused(route, who, code).await?)
+    }
+
+    /// Records somebody who did not show who he is.
+    pub fn record_stranger(&self, route: &str, stranger: Stranger<'_>, code: &'static str) {
+        self.audit.turned_away(route, stranger, code);
     }
 
     /// Whether the registry answers.
@@ -165,20 +170,20 @@ impl OperationError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Forbidden(_) | Self::Pool(PoolError::NoTenant) => "forbidden",
-            Self::Invalid(_) | Self::Context(_) => "malformed_request",
+            Self::Invalid(_)
+            | Self::Context(_)
+            | Self::Transfer(TransferError::BrokenOff | TransferError::Gone) => "malformed_request",
             Self::ReservedContext(_) | Self::ServiceContext(_) => "reserved_context",
             Self::Malformed(_) => "malformed_envelope",
             Self::ContextMismatch => "context_mismatch",
             Self::Damaged => "ciphertext_damaged",
             Self::NotFound(_) => "not_found",
             Self::Conflict(_) => "conflict",
-            Self::TooLarge(_) | Self::Seal(_) => "too_large",
+            Self::TooLarge(_) | Self::Seal(_) | Self::Transfer(TransferError::TooLarge(_)) => "too_large",
             Self::Pool(error) => pool_code(error),
             Self::Store(error) => store_code(error),
             Self::Unrecorded(_) => "audit_unavailable",
-            Self::Transfer(TransferError::BrokenOff | TransferError::Gone) => "malformed_request",
             Self::Transfer(TransferError::Idle(_)) => "deadline_exceeded",
-            Self::Transfer(TransferError::TooLarge(_)) => "too_large",
             Self::Internal(_) => "internal_error",
         }
     }

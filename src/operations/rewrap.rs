@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{OperationError, Operations, conclude, message_context, new_salt};
 use crate::access::{Forbidden, Permit, Rewrap};
-use crate::audit::Attempt;
+use crate::audit::Details;
 use crate::pool::{Opening, Sealing};
 use crate::store::EnvelopeWeight;
 use crate::tenant::Verb;
@@ -50,6 +50,14 @@ pub struct Rewrapped {
     pub to_dek_id: DataKeyId,
 }
 
+impl Rewrapped {
+    /// What there is to record of it.
+    pub(super) fn tell(&self, bytes_in: usize, details: &mut Details) {
+        details.with_dek(self.to_dek_id);
+        details.with_bytes(bytes_in, self.envelope.len());
+    }
+}
+
 /// The head of an envelope, brought up to date without its body.
 #[derive(Debug)]
 pub struct NewHead {
@@ -74,11 +82,7 @@ impl Operations {
         weight: Option<EnvelopeWeight>,
     ) -> Result<NewHead, OperationError> {
         let mut attempt = self.audit.begin(Verb::Rewrap, permit.who()).await?;
-        let outcome = self.renew_head(permit, beginning, weight).await;
-        if let Ok(new) = &outcome {
-            attempt.with_dek(new.dek_id);
-            attempt.with_bytes(beginning.len(), new.head.len());
-        }
+        let outcome = self.renew_head(permit, beginning, weight, attempt.details()).await;
         conclude(attempt, outcome)
     }
 
@@ -87,10 +91,13 @@ impl Operations {
         permit: &Permit<Rewrap>,
         beginning: &[u8],
         weight: Option<EnvelopeWeight>,
+        details: &mut Details,
     ) -> Result<NewHead, OperationError> {
         let head = inspect(beginning)?;
+        details.with_dek(head.dek_id());
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
         let key = &opening.scope.key;
+        details.with_key(key);
         if permit.needs_context(key) {
             permit.covers(key, &EncryptionContext::new())?;
             // A head alone does not show what its message was bound to.
@@ -98,6 +105,7 @@ impl Operations {
         }
         let section = opening.section(weight);
         let (new, replaces_bytes) = replace_head(beginning, &section)?;
+        details.with_bytes(beginning.len(), new.len());
         Ok(NewHead {
             head: new,
             replaces_bytes,
@@ -113,13 +121,8 @@ impl Operations {
         permit: &Permit<Rewrap>,
         request: Rewrapping,
     ) -> Result<Rewrapped, OperationError> {
-        let bytes_in = request.envelope.len();
         let mut attempt = self.audit.begin(Verb::Rewrap, permit.who()).await?;
-        let outcome = self.renew(permit, request, &mut attempt).await;
-        if let Ok(rewrapped) = &outcome {
-            attempt.with_dek(rewrapped.to_dek_id);
-            attempt.with_bytes(bytes_in, rewrapped.envelope.len());
-        }
+        let outcome = self.renew(permit, request, attempt.details()).await;
         conclude(attempt, outcome)
     }
 
@@ -127,19 +130,22 @@ impl Operations {
         &self,
         permit: &Permit<Rewrap>,
         request: Rewrapping,
-        attempt: &mut Attempt<'_>,
+        details: &mut Details,
     ) -> Result<Rewrapped, OperationError> {
+        let bytes_in = request.envelope.len();
         let head = inspect(&request.envelope)?;
-        attempt.with_dek(head.dek_id());
+        details.with_dek(head.dek_id());
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
-        match renew_in_place(&opening, &head, permit, request, Some(attempt))? {
-            Renewed::Whole(rewrapped) => Ok(rewrapped),
+        let rewrapped = match renew_in_place(&opening, &head, permit, request, details)? {
+            Renewed::Whole(rewrapped) => rewrapped,
             Renewed::Opened(opened) => {
                 let bytes = opened.plaintext().len() as u64;
                 let sealing = self.pool.to_encrypt(&opening.scope, bytes).await?;
-                opened.seal(&sealing, new_salt()?)
+                opened.seal(&sealing, new_salt()?)?
             }
-        }
+        };
+        rewrapped.tell(bytes_in, details);
+        Ok(rewrapped)
     }
 }
 
@@ -182,21 +188,18 @@ pub(super) fn renew_in_place(
     head: &Head,
     permit: &Permit<Rewrap>,
     request: Rewrapping,
-    attempt: Option<&mut Attempt<'_>>,
+    details: &mut Details,
 ) -> Result<Renewed, OperationError> {
     let Rewrapping { envelope, context, mode, weight } = request;
-    let mut attempt = attempt.filter(|attempt| attempt.is_recorded());
-    if let Some(attempt) = &mut attempt {
-        attempt.with_key(&opening.scope.key);
-    }
+    details.with_key(&opening.scope.key);
     let blind = mode == RewrapMode::WrappedKey;
     // Who may rewrap only with certain contexts shows that it is one of them, whatever the mode.
     if blind && !permit.needs_context(&opening.scope.key) {
         return replace_section(envelope, head, opening, weight).map(Renewed::Whole);
     }
     let context = message_context(context, permit, &opening.scope.key)?;
-    if let Some(attempt) = attempt {
-        attempt.with_context(context.clone());
+    if details.are_wanted() {
+        details.with_context(context.clone());
     }
     if !matches_commitment(&opening.key, &context, head) {
         return Err(OperationError::ContextMismatch);

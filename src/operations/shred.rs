@@ -55,7 +55,9 @@ impl Operations {
         target: Target,
         waiting_secs: Option<u64>,
     ) -> Result<Shredding, OperationError> {
-        let attempt = self.audit.begin_change("shred.request", permit.who()).await?;
+        let subject = target.clone();
+        let attempt =
+            self.audit.begin_change("shred.request", permit.who().changing_target(&subject)).await?;
         let asked = match target {
             Target::Tenant => Err(OperationError::Internal("a tenant is shredded by its operator only")),
             target => self.ask(permit, target, waiting_secs).await,
@@ -126,7 +128,7 @@ impl Operations {
         permit: &Permit<AdminOf>,
         target: &Target,
     ) -> Result<(), OperationError> {
-        let attempt = self.audit.begin_change("shred.cancel", permit.who()).await?;
+        let attempt = self.audit.begin_change("shred.cancel", permit.who().changing_target(target)).await?;
         let cancelled = async {
             let now = self.clock.now();
             self.store.cancel_shred(permit.tenant(), target, now).await.map_err(|error| match error {

@@ -9,7 +9,7 @@ use envelope::{
 
 use super::{OperationError, Operations, RewrapMode, conclude, message_context, new_salt, scope};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
-use crate::audit::Attempt;
+use crate::audit::Details;
 use crate::pool::Opening;
 use crate::store::EnvelopeWeight;
 use crate::tenant::{KeyName, Verb};
@@ -96,7 +96,7 @@ impl Operations {
         sink: &mut impl Sink,
     ) -> Result<(), OperationError> {
         let mut attempt = self.audit.begin(Verb::Encrypt, permit.who()).await?;
-        let sealed = self.seal_stream(permit, request, source, sink, &mut attempt).await;
+        let sealed = self.seal_stream(permit, request, source, sink, attempt.details()).await;
         conclude(attempt, sealed)
     }
 
@@ -106,26 +106,27 @@ impl Operations {
         request: StreamEncryption,
         source: &mut impl Source,
         sink: &mut impl Sink,
-        attempt: &mut Attempt<'_>,
+        details: &mut Details,
     ) -> Result<(), OperationError> {
         let context = message_context(request.context, permit, &request.key)?;
-        note(attempt, &request.key, &context);
+        note(details, &request.key, &context);
         let scope = scope(permit.tenant(), &request.key, permit.service_context());
         let sealing = self.pool.to_encrypt(&scope, 0).await?;
-        attempt.with_dek(sealing.key.id());
+        details.with_dek(sealing.key.id());
         let section = sealing.section(request.weight);
         let mut sealer = Sealer::new(&sealing.key, new_salt()?, &section, &context);
         let dek_id = sealing.key.id();
         sink.begin(Begun { key: request.key, dek_id, rewrap_advised: None, changed: None }).await?;
-        sink.write(Bytes::copy_from_slice(sealer.head())).await?;
+        give(&mut sealer.head().to_vec(), sink, details).await?;
         let mut out = Vec::new();
         while let Some(piece) = source.next().await? {
             sealing.count_bytes(piece.len() as u64);
+            details.add_bytes(piece.len(), 0);
             sealer.update(&piece, &mut out)?;
-            give(&mut out, sink).await?;
+            give(&mut out, sink, details).await?;
         }
         sealer.finish(&mut out)?;
-        give(&mut out, sink).await
+        give(&mut out, sink, details).await
     }
 
     /// Opens an envelope of the permit's tenant. Gives out verified segments only; that they are all is said by the
@@ -138,7 +139,7 @@ impl Operations {
         sink: &mut impl Sink,
     ) -> Result<(), OperationError> {
         let mut attempt = self.audit.begin(Verb::Decrypt, permit.who()).await?;
-        let opened = self.open_stream(permit, request, source, sink, &mut attempt).await;
+        let opened = self.open_stream(permit, request, source, sink, attempt.details()).await;
         conclude(attempt, opened)
     }
 
@@ -148,14 +149,15 @@ impl Operations {
         request: StreamDecryption,
         source: &mut impl Source,
         sink: &mut impl Sink,
-        attempt: &mut Attempt<'_>,
+        details: &mut Details,
     ) -> Result<(), OperationError> {
         let (head, body) = read_head(source).await?;
-        attempt.with_dek(head.dek_id());
+        details.add_bytes(head.to_bytes().len(), 0);
+        details.with_dek(head.dek_id());
         let service = permit.service_context();
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
         let context = message_context(request.context, permit, &opening.scope.key)?;
-        note(attempt, &opening.scope.key, &context);
+        note(details, &opening.scope.key, &context);
         let mut opener = Opener::new(&opening.key, &context, &head)?;
         sink.begin(Begun {
             key: opening.scope.key.clone(),
@@ -167,12 +169,13 @@ impl Operations {
         let mut out = Vec::new();
         let mut piece = Some(body);
         while let Some(bytes) = piece {
+            details.add_bytes(bytes.len(), 0);
             opener.update(&bytes, &mut out)?;
-            give(&mut out, sink).await?;
+            give(&mut out, sink, details).await?;
             piece = source.next().await?;
         }
         opener.finish(&mut out)?;
-        give(&mut out, sink).await
+        give(&mut out, sink, details).await
     }
 
     /// Brings an envelope of the permit's tenant up to date. Where its data key still serves, its body passes
@@ -185,7 +188,7 @@ impl Operations {
         sink: &mut impl Sink,
     ) -> Result<(), OperationError> {
         let mut attempt = self.audit.begin(Verb::Rewrap, permit.who()).await?;
-        let renewed = self.renew_stream(permit, request, source, sink, &mut attempt).await;
+        let renewed = self.renew_stream(permit, request, source, sink, attempt.details()).await;
         conclude(attempt, renewed)
     }
 
@@ -195,10 +198,11 @@ impl Operations {
         request: StreamRewrapping,
         source: &mut impl Source,
         sink: &mut impl Sink,
-        attempt: &mut Attempt<'_>,
+        details: &mut Details,
     ) -> Result<(), OperationError> {
         let (head, body) = read_head(source).await?;
-        attempt.with_dek(head.dek_id());
+        details.add_bytes(head.to_bytes().len(), 0);
+        details.with_dek(head.dek_id());
         let service = permit.service_context();
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
         let blind = request.mode == RewrapMode::WrappedKey;
@@ -207,44 +211,46 @@ impl Operations {
         } else {
             Some(checked_context(request.context, permit, &opening, &head)?)
         };
-        note(attempt, &opening.scope.key, context.as_ref().unwrap_or(&EncryptionContext::new()));
+        note(details, &opening.scope.key, context.as_ref().unwrap_or(&EncryptionContext::new()));
         match context {
             Some(context) if !opening.active && !blind => {
-                self.seal_stream_again(&opening, &context, request.weight, (&head, body), source, sink).await
+                let opened = (&opening, &context, request.weight);
+                self.seal_stream_again(opened, (&head, body), source, sink, details).await
             }
-            _ => pass_on(&opening, request.weight, (&head, body), source, sink).await,
+            _ => pass_on(&opening, request.weight, (&head, body), source, sink, details).await,
         }
     }
 
     async fn seal_stream_again(
         &self,
-        opening: &Opening,
-        context: &EncryptionContext,
-        weight: Option<EnvelopeWeight>,
+        (opening, context, weight): (&Opening, &EncryptionContext, Option<EnvelopeWeight>),
         (head, body): (&Head, Bytes),
         source: &mut impl Source,
         sink: &mut impl Sink,
+        details: &mut Details,
     ) -> Result<(), OperationError> {
         let sealing = self.pool.to_encrypt(&opening.scope, 0).await?;
         let mut opener = Opener::new(&opening.key, context, head)?;
         let mut sealer = Sealer::new(&sealing.key, new_salt()?, &sealing.section(weight), context);
         sink.begin(begun(opening, sealing.key.id(), true)).await?;
-        sink.write(Bytes::copy_from_slice(sealer.head())).await?;
+        details.with_dek(sealing.key.id());
+        give(&mut sealer.head().to_vec(), sink, details).await?;
         let (mut plaintext, mut out) = (zeroize::Zeroizing::new(Vec::new()), Vec::new());
         let mut piece = Some(body);
         while let Some(bytes) = piece {
+            details.add_bytes(bytes.len(), 0);
             opener.update(&bytes, &mut plaintext)?;
             sealing.count_bytes(plaintext.len() as u64);
             sealer.update(&plaintext, &mut out)?;
             plaintext.clear();
-            give(&mut out, sink).await?;
+            give(&mut out, sink, details).await?;
             piece = source.next().await?;
         }
         opener.finish(&mut plaintext)?;
         sealing.count_bytes(plaintext.len() as u64);
         sealer.update(&plaintext, &mut out)?;
         sealer.finish(&mut out)?;
-        give(&mut out, sink).await
+        give(&mut out, sink, details).await
     }
 }
 
@@ -269,13 +275,15 @@ async fn pass_on(
     (head, body): (&Head, Bytes),
     source: &mut impl Source,
     sink: &mut impl Sink,
+    details: &mut Details,
 ) -> Result<(), OperationError> {
     let section = opening.section(weight);
-    let new = replace_head(&head.to_bytes(), &section)?.0;
+    let mut new = replace_head(&head.to_bytes(), &section)?.0;
     sink.begin(begun(opening, head.dek_id(), section != *head.wrapped())).await?;
-    sink.write(new.into()).await?;
+    give(&mut new, sink, details).await?;
     let mut piece = Some(body);
     while let Some(bytes) = piece {
+        details.add_bytes(bytes.len(), bytes.len());
         if !bytes.is_empty() {
             sink.write(bytes).await?;
         }
@@ -301,16 +309,17 @@ async fn read_head(source: &mut impl Source) -> Result<(Head, Bytes), OperationE
 }
 
 /// What there is to record before the first byte goes out.
-fn note(attempt: &mut Attempt<'_>, key: &KeyName, context: &EncryptionContext) {
-    if attempt.is_recorded() {
-        attempt.with_key(key);
-        attempt.with_context(context.clone());
+fn note(details: &mut Details, key: &KeyName, context: &EncryptionContext) {
+    if details.are_wanted() {
+        details.with_key(key);
+        details.with_context(context.clone());
     }
 }
 
 /// Hands on what is there.
-async fn give(out: &mut Vec<u8>, sink: &mut impl Sink) -> Result<(), OperationError> {
+async fn give(out: &mut Vec<u8>, sink: &mut impl Sink, details: &mut Details) -> Result<(), OperationError> {
     if !out.is_empty() {
+        details.add_bytes(0, out.len());
         sink.write(std::mem::take(out).into()).await?;
     }
     Ok(())

@@ -250,7 +250,7 @@ impl DekPool {
             turns: Turns::new(options),
             cache: Cache::new(options.deks_max, options.tenant_deks_max),
             active: papaya::HashMap::new(),
-            kms_calls: Rate::new(options.tenant_kms_calls_per_min, Duration::from_secs(60), 0)
+            kms_calls: Rate::new(options.tenant_kms_calls_per_min, Duration::from_mins(1), 0)
                 .map(|rate| Buckets::new(rate, kms_clock)),
             bound_scopes_max: options.tenant_bound_scopes_max,
             lifetimes: Lifetimes {

@@ -18,11 +18,10 @@ const KEYS_PAGE: u32 = 100;
 /// error: the next round looks again.
 pub(super) async fn destroy(inner: &Inner, lease: &Lease, shred: &ShredRecord) -> Result<(), StoreError> {
     let name = shred.target.name();
-    let what = format!("shred.destroy {name}");
     #[expect(clippy::expect_used, reason = "a constant that parses")]
     let principal: PrincipalId = "keyfold:rotation".parse().expect("a valid principal");
-    let who = Who::local(&principal, Some(&shred.tenant));
-    let attempt = match inner.parts.audit.begin_change(what.trim_end(), who).await {
+    let who = Who::local(&principal, Some(&shred.tenant)).changing_target(&shred.target);
+    let attempt = match inner.parts.audit.begin_change("shred.destroy", who).await {
         Ok(attempt) => attempt,
         // What is not recorded is not done; the next round tries again.
         Err(unrecorded) => {

@@ -294,3 +294,82 @@ async fn the_local_syslog_gets_each_record_as_a_datagram() {
     }
     assert!(verifier.end().unwrap().sealed && lines.iter().any(|line| line.contains("tenant.create")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_has_one_record_and_a_stranger_has_one_too_up_to_a_limit() {
+    let world = world(|settings| settings.audit.strangers_per_sec_max = 2).await;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    // More than one stretch; every tenth is not base64.
+    let item = |n: usize| {
+        let plaintext = if n.is_multiple_of(10) { "?" } else { "aGVsbG8=" };
+        json!({"ref": format!("row-{n}"), "plaintext": plaintext, "context": {"same": "s", "row": n.to_string()}})
+    };
+    let items: Vec<Value> = (0..200).map(item).collect();
+    assert_eq!(caller.post("/v1/encrypt/batch", &json!({"items": items})).await.status, 200);
+    let stranger = service.anonymous().with_token("kf_not-a-token");
+    for _ in 0..5 {
+        stranger.try_encrypt(b"hello", &json!({})).await.problem("unauthenticated");
+    }
+    world.pass(1);
+    stranger.try_encrypt(b"hello", &json!({})).await.problem("unauthenticated");
+    service.stop().await;
+    let all = records(&world);
+    let calls: Vec<&Value> = all.iter().filter(|record| record["event"] == "call").collect();
+    let batch: Vec<&&Value> = calls.iter().filter(|record| record["what"] == "encrypt").collect();
+    assert_eq!(batch.len(), 1, "{calls:#?}");
+    let batch = batch[0];
+    assert_eq!((&batch["items"], &batch["items_failed"]), (&json!(200), &json!(20)));
+    assert_eq!(batch["codes"], json!({"malformed_request": 20}));
+    assert_eq!(batch["refs"].as_array().unwrap().len(), 200);
+    assert_eq!(batch["refs_failed"].as_array().unwrap().len(), 20);
+    assert!(batch["context"]["same"]["hash"].is_string(), "{batch}");
+    assert_eq!(batch["context_varying"], json!(["row"]));
+    let strangers: Vec<&&Value> = calls.iter().filter(|record| record["code"] == "unauthenticated").collect();
+    assert_eq!(strangers.len(), 3, "{strangers:#?}");
+    assert_eq!(strangers[2]["more"], 3);
+    assert!(strangers.iter().all(|record| record["principal"].is_null()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_gets_each_record_and_work_is_refused_while_it_takes_none() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+    let (taken, down): (Arc<Mutex<Vec<Value>>>, Arc<AtomicBool>) = Default::default();
+    let (into, is_down) = (Arc::clone(&taken), Arc::clone(&down));
+    let logs = axum::routing::post(move |axum::Json(body): axum::Json<Value>| async move {
+        if is_down.load(Ordering::SeqCst) {
+            return axum::http::StatusCode::SERVICE_UNAVAILABLE;
+        }
+        into.lock().unwrap().push(body);
+        axum::http::StatusCode::OK
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}/v1/logs", listener.local_addr().unwrap());
+    let app = axum::Router::new().route("/v1/logs", logs);
+    let mut collector = tokio::task::JoinSet::new();
+    collector.spawn(async move { axum::serve(listener, app).await.unwrap() });
+
+    let mut world = World::new().await;
+    world.settings.audit.otlp = Some(keyfold::config::AuditOtlpSettings::at(endpoint));
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    down.store(true, Ordering::SeqCst);
+    let tenant = json!({"tenant": "late", "keks": [{"kek": "local:one"}]});
+    caller.post("/v1/tenants", &tenant).await.problem("audit_unavailable");
+    caller.try_encrypt(b"hello", &json!({})).await.problem("audit_unavailable");
+    down.store(false, Ordering::SeqCst);
+    service.stop().await;
+    let (keys, bodies) = (keys(), taken.lock().unwrap().clone());
+    let mut verifier = Verifier::new(&keys, vec![]);
+    let sent = bodies
+        .iter()
+        .flat_map(|body| body["resourceLogs"][0]["scopeLogs"][0]["logRecords"].as_array().unwrap().clone());
+    let mut all = String::new();
+    for record in sent {
+        let line = record["body"]["stringValue"].as_str().unwrap().to_owned() + "\n";
+        verifier.line(line.as_bytes()).unwrap();
+        all.push_str(&line);
+    }
+    assert!(verifier.end().unwrap().sealed && all.contains("tenant.create"));
+}

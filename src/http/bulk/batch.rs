@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 use super::items::{Answers, DecryptItem, EncryptItem, ItemProblem, ItemVerb, RewrapItem, answer_all};
 use super::{NDJSON, is, lines, refuse_raw_headers};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
+use crate::audit::Tally;
 use crate::http::HttpState;
 use crate::http::handlers::{JsonBody, Permitted, json};
 use crate::http::json::parse;
@@ -157,7 +158,10 @@ async fn answer<V: ItemVerb>(
     if let Some(tab) = tab {
         tab.more_items(work.items.len())?;
     }
-    let answers = spread(&state, permit, work).await?;
+    let permit = Arc::new(permit);
+    let record = state.operations.batch(&permit).await?;
+    let answers = spread(&state, &permit, record.tally(), work).await?;
+    record.finish();
     let bytes: usize = answers.iter().map(|answers| answers.json.len()).sum();
     let mut out = Vec::with_capacity(bytes + 64);
     out.extend_from_slice(br#"{"items":["#);
@@ -225,17 +229,18 @@ pub(super) fn cut(lengths: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
 /// Answers all stretches, on as many cores as there are.
 async fn spread<V: ItemVerb>(
     state: &Arc<HttpState>,
-    permit: Permit<V>,
+    permit: &Arc<Permit<V>>,
+    tally: Option<Tally>,
     work: Work,
 ) -> Result<Vec<Answers>, Problem> {
-    let (work, permit) = (Arc::new(work), Arc::new(permit));
+    let work = Arc::new(work);
     let mut answers: Vec<(usize, Answers)> = Vec::with_capacity(work.stretches.len());
     if work.stretches.len() <= 1 {
-        answers.extend(take_turns(Arc::clone(state), permit, work).await);
+        answers.extend(take_turns(Arc::clone(state), Arc::clone(permit), tally, work).await);
     } else {
         let width = state.cores.min(work.stretches.len());
         let tasks: Vec<_> = (0..width)
-            .map(|_| take_turns(Arc::clone(state), Arc::clone(&permit), Arc::clone(&work)))
+            .map(|_| take_turns(Arc::clone(state), Arc::clone(permit), tally.clone(), Arc::clone(&work)))
             // A client that goes away takes them with it.
             .map(|turns| AbortOnDropHandle::new(state.transfers.tracker().spawn(turns)))
             .collect();
@@ -252,6 +257,7 @@ async fn spread<V: ItemVerb>(
 async fn take_turns<V: ItemVerb>(
     state: Arc<HttpState>,
     permit: Arc<Permit<V>>,
+    tally: Option<Tally>,
     work: Arc<Work>,
 ) -> Vec<(usize, Answers)> {
     let mut answers = Vec::new();
@@ -259,7 +265,7 @@ async fn take_turns<V: ItemVerb>(
         let turn = work.next.fetch_add(1, Ordering::Relaxed);
         let Some(stretch) = work.stretches.get(turn) else { return answers };
         let items = work.items[stretch.clone()].iter().map(|place| Ok(&work.body[place.clone()]));
-        answers.push((turn, answer_all(&state, &permit, items, b',').await));
+        answers.push((turn, answer_all(&state, &permit, tally.as_ref(), items, b',').await));
         tokio::task::yield_now().await;
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::access::{Decrypt, Encrypt, Permit, PermitVerb, Rewrap};
+use crate::audit::{PartTally, Tally};
 use crate::http::HttpState;
 use crate::http::handlers::{Weight, decrypt, encrypt, rewrap};
 use crate::http::json::{Base64Plaintext, Context, Text, parse};
@@ -108,11 +109,13 @@ pub(in crate::http) trait ItemVerb: PermitVerb + Sized + Send + Sync + 'static {
     /// Answers items one by one, as long as it is held.
     type Answerer<'a>: Answerer;
 
+    /// For about so many items, which are counted here for the audit.
     fn answerer<'a>(
         state: &'a HttpState,
         permit: &'a Permit<Self>,
         items: usize,
-    ) -> impl Future<Output = Result<Self::Answerer<'a>, Problem>> + Send;
+        tally: Option<&Tally>,
+    ) -> Self::Answerer<'a>;
 }
 
 /// Answers items.
@@ -120,19 +123,20 @@ pub(in crate::http) trait Answerer: Send {
     /// Appends the fields of the answer to `out`.
     fn answer(&mut self, item: &[u8], out: &mut Vec<u8>) -> impl Future<Output = Result<(), Problem>> + Send;
 
-    /// All are answered.
-    fn finish(self);
+    /// What the audit is told of the items.
+    fn items(&mut self) -> &mut PartTally;
 }
 
 impl ItemVerb for Encrypt {
     type Answerer<'a> = (&'a HttpState, Encryptor<'a>);
 
-    async fn answerer<'a>(
+    fn answerer<'a>(
         state: &'a HttpState,
         permit: &'a Permit<Self>,
         items: usize,
-    ) -> Result<Self::Answerer<'a>, Problem> {
-        Ok((state, state.operations.encryptor(permit, items).await?))
+        tally: Option<&Tally>,
+    ) -> Self::Answerer<'a> {
+        (state, state.operations.encryptor(permit, items, tally))
     }
 }
 
@@ -141,7 +145,7 @@ impl Answerer for (&HttpState, Encryptor<'_>) {
         let (state, encryptor) = self;
         let item: EncryptItem<'_> = parse(item)?;
         write_ref(item.reference.as_ref(), out)?;
-        encryptor.name(item.reference.as_ref().map(|reference| &*reference.0));
+        encryptor.items().name(item.reference.as_ref().map(|reference| &*reference.0));
         let key = encrypt::key_name(state, item.key.as_ref())?;
         let plaintext =
             Base64Plaintext { text: &item.plaintext.0, bytes_max: state.options.plaintext_bytes_max };
@@ -151,20 +155,21 @@ impl Answerer for (&HttpState, Encryptor<'_>) {
         Ok(())
     }
 
-    fn finish(self) {
-        self.1.finish();
+    fn items(&mut self) -> &mut PartTally {
+        self.1.items()
     }
 }
 
 impl ItemVerb for Decrypt {
     type Answerer<'a> = Decryptor<'a>;
 
-    async fn answerer<'a>(
+    fn answerer<'a>(
         state: &'a HttpState,
         permit: &'a Permit<Self>,
         _: usize,
-    ) -> Result<Self::Answerer<'a>, Problem> {
-        Ok(state.operations.decryptor(permit).await?)
+        tally: Option<&Tally>,
+    ) -> Self::Answerer<'a> {
+        state.operations.decryptor(permit, tally)
     }
 }
 
@@ -172,26 +177,27 @@ impl Answerer for Decryptor<'_> {
     async fn answer(&mut self, item: &[u8], out: &mut Vec<u8>) -> Result<(), Problem> {
         let item: DecryptItem<'_> = parse(item)?;
         write_ref(item.reference.as_ref(), out)?;
-        self.name(item.reference.as_ref().map(|reference| &*reference.0));
+        Decryptor::items(self).name(item.reference.as_ref().map(|reference| &*reference.0));
         let envelope = text::decode(&item.ciphertext.0).map_err(OperationError::from)?;
         let decrypted = self.decrypt(Decryption { envelope, context: item.context.0 }).await?;
         decrypt::write(&decrypted, out)
     }
 
-    fn finish(self) {
-        Decryptor::finish(self);
+    fn items(&mut self) -> &mut PartTally {
+        Decryptor::items(self)
     }
 }
 
 impl ItemVerb for Rewrap {
     type Answerer<'a> = Rewrapper<'a>;
 
-    async fn answerer<'a>(
+    fn answerer<'a>(
         state: &'a HttpState,
         permit: &'a Permit<Self>,
         items: usize,
-    ) -> Result<Self::Answerer<'a>, Problem> {
-        Ok(state.operations.rewrapper(permit, items).await?)
+        tally: Option<&Tally>,
+    ) -> Self::Answerer<'a> {
+        state.operations.rewrapper(permit, items, tally)
     }
 }
 
@@ -199,7 +205,7 @@ impl Answerer for Rewrapper<'_> {
     async fn answer(&mut self, item: &[u8], out: &mut Vec<u8>) -> Result<(), Problem> {
         let item: RewrapItem<'_> = parse(item)?;
         write_ref(item.reference.as_ref(), out)?;
-        self.name(item.reference.as_ref().map(|reference| &*reference.0));
+        Rewrapper::items(self).name(item.reference.as_ref().map(|reference| &*reference.0));
         let envelope = text::decode(&item.ciphertext.0).map_err(OperationError::from)?;
         let (context, weight) = (item.context.0, item.envelope.map(Into::into));
         let rewrapping = Rewrapping { envelope, context, mode: item.mode.into(), weight };
@@ -207,8 +213,8 @@ impl Answerer for Rewrapper<'_> {
         Ok(())
     }
 
-    fn finish(self) {
-        Rewrapper::finish(self);
+    fn items(&mut self) -> &mut PartTally {
+        Rewrapper::items(self)
     }
 }
 
@@ -222,22 +228,28 @@ pub(super) struct Answers {
 pub(super) async fn answer_all<'a, V: ItemVerb>(
     state: &Arc<HttpState>,
     permit: &Permit<V>,
+    tally: Option<&Tally>,
     items: impl ExactSizeIterator<Item = Result<&'a [u8], Problem>>,
     separator: u8,
 ) -> Answers {
-    let mut answerer = V::answerer(state, permit, items.len()).await;
+    let mut answerer = V::answerer(state, permit, items.len(), tally);
     let mut answers = Answers { json: Vec::new(), failed: 0 };
     let mut logged = false;
     for item in items {
         let json = &mut answers.json;
         json.push(b'{');
         let start = json.len();
-        let outcome = match (&item, &mut answerer) {
-            (Ok(item), Ok(answerer)) => answerer.answer(item, json).await,
-            (Err(problem), _) => Err(problem.clone()),
-            (_, Err(problem)) => Err(problem.clone()),
+        let tried = answerer.items().tried();
+        let outcome = match &item {
+            Ok(item) => answerer.answer(item, json).await,
+            Err(problem) => Err(problem.clone()),
         };
         if let Err(problem) = outcome {
+            // What did not get as far as the operation is counted here.
+            if answerer.items().tried() == tried {
+                let details = answerer.items().details();
+                answerer.items().note(details, Some((problem.code.name(), &problem.detail)));
+            }
             json.truncate(start);
             answers.failed += 1;
             // Once for a stretch: an outage would otherwise fill the log.
@@ -249,9 +261,6 @@ pub(super) async fn answer_all<'a, V: ItemVerb>(
             write_problem(item.ok(), &problem, &mut answers.json);
         }
         answers.json.extend_from_slice(&[b'}', separator]);
-    }
-    if let Ok(answerer) = answerer {
-        answerer.finish();
     }
     answers
 }

@@ -13,6 +13,7 @@ use super::NDJSON;
 use super::batch::cut;
 use super::items::{Answers, ItemVerb, answer_all};
 use crate::access::Permit;
+use crate::audit::Tally;
 use crate::http::HttpState;
 use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
@@ -24,8 +25,10 @@ pub(super) async fn answer<V: ItemVerb>(
     permit: Permit<V>,
     request: Request,
 ) -> Result<Response, Problem> {
+    let permit = Arc::new(permit);
     let pipeline = Pipeline {
-        permit: Arc::new(permit),
+        permit: Arc::clone(&permit),
+        tally: None,
         splitter: Splitter::new(state.options.line_bytes_max),
         waiting: VecDeque::new(),
         under_way: VecDeque::new(),
@@ -33,7 +36,18 @@ pub(super) async fn answer<V: ItemVerb>(
         tab: request.extensions().get::<Tab>().cloned(),
     };
     let body = request.into_body();
-    state.transfers.run(body, Answer::AtOnce, |source, sink| pipeline.run(source, sink)).await
+    let operations = Arc::clone(&state.operations);
+    let work = |source, sink| async move {
+        let record = operations.batch(&permit).await?;
+        let tally = record.tally();
+        let outcome = Pipeline { tally, ..pipeline }.run(source, sink).await;
+        match &outcome {
+            Ok(()) => record.finish(),
+            Err(problem) => record.broken_off(problem.code.name(), &problem.detail),
+        }
+        outcome
+    };
+    state.transfers.run(body, Answer::AtOnce, work).await
 }
 
 /// Lines on their way: at most as many stretches under way as there are cores, and behind them what one piece of
@@ -41,6 +55,7 @@ pub(super) async fn answer<V: ItemVerb>(
 struct Pipeline<V> {
     state: Arc<HttpState>,
     permit: Arc<Permit<V>>,
+    tally: Option<Tally>,
     splitter: Splitter,
     waiting: VecDeque<Vec<Line>>,
     under_way: VecDeque<AbortOnDropHandle<Answers>>,
@@ -97,13 +112,14 @@ impl<V: ItemVerb> Pipeline<V> {
         while self.under_way.len() < self.state.cores.max(2)
             && let Some(lines) = self.waiting.pop_front()
         {
-            let (state, permit) = (Arc::clone(&self.state), Arc::clone(&self.permit));
+            let (state, permit, tally) =
+                (Arc::clone(&self.state), Arc::clone(&self.permit), self.tally.clone());
             // Past the quota lines are answered too, one by one: the answer has begun.
             let bytes: usize = lines.iter().map(Line::length).sum();
             let refused = self.tab.as_ref().and_then(|tab| tab.more_lines(lines.len(), bytes as u64).err());
             let task = self.state.transfers.tracker().spawn(async move {
                 let item = |line| refused.clone().map_or_else(|| Line::item(line), Err);
-                answer_all(&state, &permit, lines.iter().map(item), b'\n').await
+                answer_all(&state, &permit, tally.as_ref(), lines.iter().map(item), b'\n').await
             });
             self.under_way.push_back(AbortOnDropHandle::new(task));
         }

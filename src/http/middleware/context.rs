@@ -15,7 +15,7 @@ use http::{Extensions, HeaderMap, HeaderName};
 use serde::Deserialize;
 
 use super::authenticate::Caller;
-use super::edge::REQUEST_ID;
+use super::edge::{request_id, route};
 use crate::access::{Circumstances, Principal, ServiceContext};
 use crate::http::problem::{Code, Problem};
 use crate::operations::Operations;
@@ -312,10 +312,10 @@ pub(in crate::http) async fn circumstances(
         return Problem::internal(Code::InternalError, "circumstances are asked for before authentication")
             .into_response();
     };
-    let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let id = request_id(request.headers());
     let found = Circumstances::new(id, source(request.extensions()), ServiceContext::default());
     let resolved = rules.resolve(&principal, request.headers());
-    let route = recorder.is_some().then(|| format!("{} {}", request.method(), request.uri().path()));
+    let route = recorder.is_some().then(|| route(&request));
     let (circumstances, response) = match resolved {
         Ok(context) => {
             let circumstances = Arc::new(found.with_context(context));
@@ -336,6 +336,6 @@ pub(in crate::http) async fn circumstances(
     }
 }
 
-fn source(extensions: &Extensions) -> Option<IpAddr> {
+pub(in crate::http) fn source(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
 }

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::http::problem::{Code, Problem};
 
-pub(in crate::http) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken over from a client.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
@@ -32,6 +32,18 @@ impl RequestIds {
         let id = format!("{:016x}-{number:x}", self.process);
         HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
     }
+}
+
+/// The id of a request, as this layer has put it there.
+pub(in crate::http) fn request_id(headers: &HeaderMap) -> &str {
+    headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
+}
+
+/// What is called, as `POST /v1/encrypt`: the route's template. A path itself comes from outside and may hold
+/// anything, such as a token that was pasted where its id belongs: it is recorded nowhere.
+pub(in crate::http) fn route(request: &Request) -> String {
+    let template = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
+    format!("{} {template}", request.method())
 }
 
 /// A client's own id is taken over where it is short and harmless in a log.
@@ -73,8 +85,7 @@ pub(in crate::http) async fn edge(
 
 struct Seen {
     method: Method,
-    /// The route's template. A path itself comes from outside and may hold anything, such as a token that was pasted
-    /// where its id belongs: it is not logged.
+    /// Its template, for the same reason as in [`route`].
     route: Option<MatchedPath>,
 }
 

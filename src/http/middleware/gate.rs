@@ -12,10 +12,14 @@ use axum::response::{IntoResponse, Response};
 
 use super::admission::Admission;
 use super::authenticate::authenticate;
+use super::context::source;
+use super::edge::{request_id, route};
 use crate::access::Access;
+use crate::audit::Stranger;
 use crate::http::bulk::is_streamed;
 use crate::http::handlers::BodyBytesMax;
 use crate::http::problem::{Code, Problem};
+use crate::operations::Operations;
 
 /// The limits of one route, and who watches over them.
 pub(in crate::http) struct Gate {
@@ -28,6 +32,8 @@ pub(in crate::http) struct Gate {
     pub(in crate::http) body_bytes_max: usize,
     /// Who knows the callers; none where everybody may come in.
     pub(in crate::http) access: Option<Arc<Access>>,
+    /// Who records that somebody was turned away, where that is wanted.
+    pub(in crate::http) recorder: Option<Arc<Operations>>,
 }
 
 pub(in crate::http) async fn gate(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
@@ -52,6 +58,12 @@ async fn enter(gate: &Gate, mut request: Request, next: Next) -> Response {
     if let Some(access) = &gate.access
         && let Err(problem) = authenticate(access, &mut request).await
     {
+        if let Some(recorder) = &gate.recorder {
+            let route = route(&request);
+            let request_id = request_id(request.headers());
+            let stranger = Stranger { request_id, source: source(request.extensions()) };
+            recorder.record_stranger(&route, stranger, problem.code.name());
+        }
         return problem.into_response();
     }
     next.run(request).await

@@ -12,9 +12,12 @@ mod tls;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
+
+use crate::http::source::{Proxies, ToldBy};
 
 pub use access::{
     AccessSettings, CertificateSettings, ConditionSettings, GrantSettings, IssuerSettings,
@@ -226,6 +229,10 @@ pub struct HttpSettings {
     pub connections_max: usize,
     /// How long a connection may be open without use.
     pub connection_idle_secs_max: u64,
+    /// The networks of the load balancers whose word for a request's source is taken. Default none.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// How they tell it: `proxy-protocol-v2` or `forwarded`. Default not at all.
+    pub source_from: Option<ToldBy>,
 }
 
 impl Default for HttpSettings {
@@ -249,6 +256,8 @@ impl Default for HttpSettings {
             streams_max: server.streams_max,
             connections_max: server.connections_max,
             connection_idle_secs_max: server.connection_idle_secs_max,
+            trusted_proxies: vec![],
+            source_from: None,
         }
     }
 }
@@ -258,6 +267,7 @@ impl HttpSettings {
     fn edge(&self, context: crate::http::ContextRules) -> crate::http::Options {
         crate::http::Options {
             context,
+            proxies: self.proxies(),
             origin_wanted: false,
             plaintext_bytes_max: self.plaintext_bytes_max,
             body_bytes_max: self.body_bytes_max,
@@ -284,7 +294,12 @@ impl HttpSettings {
             streams_max: self.streams_max,
             connections_max: self.connections_max,
             connection_idle_secs_max: self.connection_idle_secs_max,
+            proxies: self.proxies(),
         }
+    }
+
+    fn proxies(&self) -> Arc<Proxies> {
+        Arc::new(Proxies { trusted: self.trusted_proxies.clone(), told_by: self.source_from })
     }
 }
 
@@ -436,6 +451,11 @@ impl Settings {
         at_least("http.connection_idle_secs_max", self.http.connection_idle_secs_max, busy_secs_max)?;
         at_least("access.token_bytes_max", self.access.token_bytes_max as u64, 256)?;
         at_least("access.certificate_recheck_secs", self.access.certificate_recheck_secs, 1)?;
+        if self.http.trusted_proxies.is_empty() != self.http.source_from.is_none() {
+            return Err(ConfigError::Invalid(
+                "http.trusted_proxies and http.source_from go together: set both, or neither".to_owned(),
+            ));
+        }
         self.tls.check()?;
         self.access.rules()?;
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,6 +11,7 @@ use axum_server::tls_rustls::RustlsAcceptor;
 use axum_server::{Address, Handle, Server};
 
 use super::connection::Bounded;
+use super::source::{Proxies, ProxyHeaders};
 use super::tls::Tls;
 
 /// The listener's limits.
@@ -27,6 +29,8 @@ pub struct Options {
     /// How long a connection may be open without a request or a body's bytes, in seconds: it is closed after that,
     /// and before twice that. No less than a request may take. Default 60.
     pub connection_idle_secs_max: u64,
+    /// The load balancers whose word for a connection's source is taken. Default none.
+    pub proxies: Arc<Proxies>,
 }
 
 impl Default for Options {
@@ -37,6 +41,7 @@ impl Default for Options {
             streams_max: 128,
             connections_max: 4_096,
             connection_idle_secs_max: 60,
+            proxies: Arc::default(),
         }
     }
 }
@@ -87,7 +92,7 @@ pub async fn serve(
     handle: ServerHandle,
 ) -> std::io::Result<()> {
     let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
-    let server = server.acceptor(bounded(NoDelayAcceptor::new(), options));
+    let server = server.acceptor(bounded(network(options), options));
     server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
@@ -102,7 +107,7 @@ pub async fn serve_tls(
     let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
     let acceptor = RustlsAcceptor::new(tls.config())
         .handshake_timeout(tls.handshake_time_max())
-        .acceptor(NoDelayAcceptor::new());
+        .acceptor(network(options));
     let server = server.acceptor(bounded(acceptor, options));
     server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
@@ -130,6 +135,11 @@ pub fn bind_unix(path: &std::path::Path) -> std::io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     Ok(listener)
+}
+
+fn network(options: &Options) -> ProxyHeaders<NoDelayAcceptor> {
+    let time_max = Duration::from_secs(options.head_secs_max);
+    ProxyHeaders::new(NoDelayAcceptor::new(), Arc::clone(&options.proxies), time_max)
 }
 
 fn bounded<A>(acceptor: A, options: &Options) -> Bounded<A> {

@@ -37,6 +37,7 @@ mod pool;
 mod probes;
 mod program;
 mod readme;
+mod registry_grants;
 mod rotation;
 mod rotation_contract;
 mod secrets_stay_secret;

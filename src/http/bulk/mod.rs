@@ -37,5 +37,4 @@ pub(super) fn refuse_raw_headers(headers: &HeaderMap) -> Result<(), Problem> {
     })
 }
 
-const RAW_HEADERS: [&str; 4] =
-    ["keyfold-context", "keyfold-key", "keyfold-envelope", "keyfold-rewrap-mode"];
+const RAW_HEADERS: [&str; 4] = ["keyfold-context", "keyfold-key", "keyfold-envelope", "keyfold-rewrap-mode"];

@@ -62,7 +62,12 @@ impl From<Verb> for VerbName {
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct CreateApiKeyRequest {
     /// What people call it: 1 to 100 bytes.
-    #[schema(example = "billing service", min_length = 1, max_length = 100, pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$")]
+    #[schema(
+        example = "billing service",
+        min_length = 1,
+        max_length = 100,
+        pattern = "^[^\\x00-\\x1f\\x7f-\\x9f]*$"
+    )]
     name: String,
     /// What it may do; none implies another.
     #[schema(min_items = 1)]

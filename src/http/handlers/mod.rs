@@ -4,6 +4,7 @@ pub(super) mod api_keys;
 pub(super) mod decrypt;
 pub(super) mod deks;
 pub(super) mod encrypt;
+pub(super) mod grants;
 pub(super) mod health;
 pub(super) mod jobs;
 pub(super) mod keys;
@@ -214,7 +215,11 @@ pub(super) struct KekBody {
     kek: String,
     /// The IAM role to assume for it, where it lives in another account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(example = "arn:aws:iam::111122223333:role/keyfold", pattern = "^arn:.*:role/", max_length = 2048)]
+    #[schema(
+        example = "arn:aws:iam::111122223333:role/keyfold",
+        pattern = "^arn:.*:role/",
+        max_length = 2048
+    )]
     role: Option<String>,
     /// The external id that the role's trust policy asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -18,6 +18,7 @@ pub use self::doctor::{Check, Finding, Trouble};
 pub use self::hardening::{Locking, harden};
 use self::readiness::ServiceProbe;
 use crate::access::{Access, Pepper};
+use crate::audit::{Audit, Keys};
 use crate::clock::Clock;
 use crate::config::{Secrets, Settings, Variables};
 use crate::kms::aws::AwsKms;
@@ -55,6 +56,7 @@ pub struct App {
     pub lifecycle: Lifecycle,
     kms: Arc<dyn Kms>,
     pool: DekPool,
+    audit: Audit,
     usage_flush: Duration,
 }
 
@@ -72,6 +74,8 @@ pub struct Parts {
     pub keyring: Option<LocalKeyRing>,
     /// The server's secret in every API key's hash.
     pub pepper: Pepper,
+    /// The record of who did what.
+    pub audit: Audit,
 }
 
 /// How long the last tasks may take at the end, after the listener has closed.
@@ -89,15 +93,16 @@ impl App {
         let settings = &settings;
         make_data_dir(&settings.data_dir)?;
         let pepper = pepper(settings, variables)?;
+        let audit = open_audit(settings, variables, &clock)?;
         let store: Arc<dyn Registry> = Arc::new(open_store(settings).await?);
         let (kms, aws, keyring) = open_kms(settings, variables, dev, &clock).await?;
         let guard = Some(aws);
-        Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper })
+        Self::assemble(settings, Parts { clock, store, kms, guard, keyring, pepper, audit })
     }
 
     /// Puts the parts together.
     pub fn assemble(settings: &Settings, parts: Parts) -> anyhow::Result<Self> {
-        let Parts { clock, store: registry, kms, guard, keyring, pepper } = parts;
+        let Parts { clock, store: registry, kms, guard, keyring, pepper, audit } = parts;
         let store: Arc<dyn Store> = Arc::clone(&registry) as Arc<dyn Registry>;
         let lifecycle = Lifecycle::default();
         let stale_max = Duration::from_secs(settings.registry.stale_secs_max);
@@ -123,6 +128,7 @@ impl App {
                 pool: pool.clone(),
                 watch: Arc::clone(&watch),
                 clock: clock.clone(),
+                audit: audit.clone(),
             },
             crate::rotation::Options::from(&settings.rotation),
         );
@@ -133,6 +139,7 @@ impl App {
             Arc::clone(&access),
             clock.clone(),
             Arc::new(AskTheKms(Arc::clone(&kms))),
+            audit.clone(),
         );
         let operations = Arc::new(operations.with_shredding((&settings.shredding).into()));
         let probe = Arc::new(ServiceProbe {
@@ -164,6 +171,7 @@ impl App {
             lifecycle,
             kms,
             pool,
+            audit,
             usage_flush,
         })
     }
@@ -191,6 +199,9 @@ impl App {
         }
         self.pool.clear();
         self.store.close().await;
+        let audit = self.audit;
+        // Joins threads that write: not on a thread that serves.
+        let _ = tokio::task::spawn_blocking(move || audit.close()).await;
     }
 
     /// The pool of data keys.
@@ -209,6 +220,16 @@ fn make_data_dir(path: &Path) -> anyhow::Result<()> {
 fn pepper(settings: &Settings, variables: &Variables) -> anyhow::Result<Pepper> {
     let secret = Secrets::new(settings, variables).pepper()?;
     Ok(Pepper::new(&secret)?)
+}
+
+fn open_audit(settings: &Settings, variables: &Variables, clock: &Clock) -> anyhow::Result<Audit> {
+    let options = settings.audit_options();
+    if !options.is_on() {
+        return Ok(Audit::new(clock.clone()));
+    }
+    let secret = Secrets::new(settings, variables).audit_key()?;
+    let keys = Keys::new(&secret, settings.audit.public_context.clone())?;
+    Ok(Audit::open(clock.clone(), &options, &keys)?)
 }
 
 /// The master keys that the settings reach: a router over them, and the parts of it that more is asked of.

@@ -18,6 +18,7 @@
 // Words: parsed once, valid ever after; and the time.
 pub mod clock;
 pub mod tenant;
+pub mod quota;
 
 // What we rely on: whoever keeps the master keys, and the registry.
 pub mod kms;

@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use envelope::{ContextError, EncryptionContext};
 
+use super::Principal;
+use crate::audit::Who;
+
 /// The circumstances of one call, as the edge has established them.
 #[derive(Debug, Default)]
 pub struct Circumstances {
@@ -27,6 +30,17 @@ impl Circumstances {
     /// The same call with other pairs.
     pub fn with_context(&self, context: ServiceContext) -> Self {
         Self { recorded: Arc::clone(&self.recorded), ..Self::new(&self.request_id, self.source, context) }
+    }
+
+    /// Who calls, for the record of a call that was refused before its tenant was known.
+    pub fn who<'a>(&'a self, principal: &'a Principal) -> Who<'a> {
+        Who {
+            principal: principal.id(),
+            method: principal.attributes().method,
+            tenant: None,
+            request_id: &self.request_id,
+            source: self.source,
+        }
     }
 
     /// An operation has taken the call over, and will record it.

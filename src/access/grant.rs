@@ -7,6 +7,7 @@ use envelope::EncryptionContext;
 
 use super::rules::{Scope, Unmet};
 use super::{Circumstances, Forbidden, Principal, ServiceContext};
+use crate::audit::Who;
 use crate::tenant::{KeyName, PrincipalId, TenantId, Verb};
 
 /// Leave to do one kind of thing for one tenant. It cannot be made outside this room.
@@ -58,9 +59,9 @@ impl<V> Permit<V> {
         self.principal.id()
     }
 
-    /// How he authenticated.
-    pub fn method(&self) -> &'static str {
-        self.principal.attributes().method
+    /// Who it is, for the record of what he does with this leave. Whoever asks takes the recording over.
+    pub fn who(&self) -> Who<'_> {
+        who(&self.principal, Some(&self.tenant), self.circumstances.as_deref())
     }
 
     /// This leave, for a call under these circumstances.
@@ -111,9 +112,9 @@ impl Operate {
         self.principal.id()
     }
 
-    /// How he authenticated.
-    pub fn method(&self) -> &'static str {
-        self.principal.attributes().method
+    /// Who it is, for the record of what he does with this leave. Whoever asks takes the recording over.
+    pub fn who(&self) -> Who<'_> {
+        who(&self.principal, None, self.circumstances.as_deref())
     }
 
     /// This leave, for a call under these circumstances.
@@ -125,6 +126,20 @@ impl Operate {
     /// The circumstances of the call, where the edge has established any.
     pub fn circumstances(&self) -> Option<&Arc<Circumstances>> {
         self.circumstances.as_ref()
+    }
+}
+
+fn who<'a>(
+    principal: &'a Principal,
+    tenant: Option<&'a TenantId>,
+    circumstances: Option<&'a Circumstances>,
+) -> Who<'a> {
+    match circumstances {
+        Some(circumstances) => {
+            circumstances.take_over();
+            Who { tenant, ..circumstances.who(principal) }
+        }
+        None => Who { method: principal.attributes().method, ..Who::local(principal.id(), tenant) },
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod api_key;
+mod audit;
 mod check_config;
 mod dev;
 mod doctor;
@@ -14,8 +15,10 @@ mod keyring;
 mod keys;
 mod openapi;
 mod output;
+mod reencrypt;
 mod serve;
 mod tenant;
+mod transport;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -66,12 +69,17 @@ enum Command {
     /// Tell who may do what, and why.
     #[command(subcommand)]
     Access(access::AccessCommand),
+    /// Verify and search the record of who did what.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Encrypt files of any size, through a service or straight against a KMS.
     Encrypt(files::EncryptArgs),
     /// Decrypt files of any size, through a service or straight against a KMS.
     Decrypt(files::DecryptArgs),
     /// Bring encrypted files up to date, in place, through a service or straight against a KMS.
     Rewrap(files::RewrapArgs),
+    /// Bring the envelopes in a file or a database table up to date, through a service: NDJSON, CSV, SQLite, PostgreSQL.
+    Reencrypt(reencrypt::ReencryptArgs),
     /// Try out the master keys with the credentials at hand, and say what is missing.
     Doctor(doctor::DoctorArgs),
     #[command(flatten)]
@@ -124,9 +132,11 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
         Command::Grant(command) => block_on(grant::run(&common.settings(variables)?, command, variables)),
         Command::Access(command) => block_on(access::run(&common.settings(variables)?, command)),
+        Command::Audit(command) => audit::run(&common.settings(variables)?, command, variables),
         Command::Encrypt(args) => files::encrypt(&common, args, variables),
         Command::Decrypt(args) => files::decrypt(&common, &args, variables),
         Command::Rewrap(args) => files::rewrap(&common, args, variables),
+        Command::Reencrypt(args) => reencrypt::run(&args, variables),
         Command::Doctor(args) => block_on(doctor::run(&common.settings(variables)?, args, variables)),
         Command::Keys(command) => block_on(keys::run(&common.settings(variables)?, command, variables)),
         Command::Jobs(command) => block_on(jobs::run(&common.settings(variables)?, command, variables)),

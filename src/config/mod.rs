@@ -4,6 +4,7 @@
 //! defaults. An unknown setting is an error wherever it stands: a misspelt limit must not be silently none.
 
 mod access;
+mod audit;
 mod aws;
 mod memory;
 mod secrets;
@@ -23,6 +24,7 @@ pub use access::{
     AccessSettings, CertificateSettings, ConditionSettings, GrantSettings, IssuerSettings,
     RequiredClaimSettings, RestrictionSettings, RoleSettings,
 };
+pub use audit::{AuditFileSettings, AuditSettings, AuditSinkSettings, AuditSyslogSettings};
 pub use aws::AwsSettings;
 pub use memory::{LockMemory, MemorySettings};
 pub use secrets::{SecretError, Secrets, write_new_secret};
@@ -48,6 +50,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// What of a request goes into its encryption context: the `[[context]]` entries. Default none.
     pub context: crate::http::ContextRules,
+    /// How much a tenant and a principal may ask for in a second. Default no limit.
+    pub quotas: crate::http::QuotaOptions,
     /// The data keys in memory.
     pub pool: PoolSettings,
     /// The registry.
@@ -64,6 +68,8 @@ pub struct Settings {
     pub memory: MemorySettings,
     /// Credentials.
     pub access: AccessSettings,
+    /// The record of who did what.
+    pub audit: AuditSettings,
     /// The log.
     pub log: LogSettings,
 }
@@ -79,6 +85,7 @@ impl Default for Settings {
             tls: TlsSettings::default(),
             http: HttpSettings::default(),
             context: crate::http::ContextRules::default(),
+            quotas: crate::http::QuotaOptions::default(),
             pool: PoolSettings::default(),
             registry: RegistrySettings::default(),
             rotation: RotationSettings::default(),
@@ -87,6 +94,7 @@ impl Default for Settings {
             aws: AwsSettings::default(),
             memory: MemorySettings::default(),
             access: AccessSettings::default(),
+            audit: AuditSettings::default(),
             log: LogSettings::default(),
         }
     }
@@ -134,6 +142,8 @@ settings! {
         deks_max: u64,
         /// How many data keys of one tenant are kept in memory.
         tenant_deks_max: usize,
+        /// How many KMS calls a minute a tenant's requests may cause.
+        tenant_kms_calls_per_min: u32,
         /// For how many values of its key-bound context a tenant has active data keys.
         tenant_bound_scopes_max: u64,
         /// How long a plaintext data key lives after the KMS last vouched for it.
@@ -205,6 +215,8 @@ pub struct HttpSettings {
     pub request_secs_max: u64,
     /// How many requests may be in flight at once.
     pub in_flight_max: usize,
+    /// How many administration calls may be in flight at once.
+    pub admin_in_flight_max: usize,
     /// The most items of a batch.
     pub batch_items_max: usize,
     /// The largest body of a batch.
@@ -244,6 +256,7 @@ impl Default for HttpSettings {
             admin_body_bytes_max: edge.admin_body_bytes_max,
             request_secs_max: edge.request_secs_max,
             in_flight_max: edge.in_flight_max,
+            admin_in_flight_max: edge.admin_in_flight_max,
             batch_items_max: edge.batch_items_max,
             batch_body_bytes_max: edge.batch_body_bytes_max,
             line_bytes_max: edge.line_bytes_max,
@@ -264,16 +277,15 @@ impl Default for HttpSettings {
 
 impl HttpSettings {
     /// The edge's options.
-    fn edge(&self, context: crate::http::ContextRules) -> crate::http::Options {
+    fn edge(&self) -> crate::http::Options {
         crate::http::Options {
-            context,
             proxies: self.proxies(),
-            origin_wanted: false,
             plaintext_bytes_max: self.plaintext_bytes_max,
             body_bytes_max: self.body_bytes_max,
             admin_body_bytes_max: self.admin_body_bytes_max,
             request_secs_max: self.request_secs_max,
             in_flight_max: self.in_flight_max,
+            admin_in_flight_max: self.admin_in_flight_max,
             batch_items_max: self.batch_items_max,
             batch_body_bytes_max: self.batch_body_bytes_max,
             line_bytes_max: self.line_bytes_max,
@@ -283,6 +295,7 @@ impl HttpSettings {
                 transfer_bytes_max: self.transfer_bytes_max,
                 transfer_held_bytes_max: self.transfer_held_bytes_max,
             },
+            ..crate::http::Options::default()
         }
     }
 
@@ -374,13 +387,15 @@ pub enum ConfigError {
 }
 
 /// Variables that begin with `KEYFOLD_` and are no settings: secrets, and what the command line and its tests read.
-const NOT_SETTINGS: [&str; 6] = [
+const NOT_SETTINGS: [&str; 8] = [
+    "KEYFOLD_AUDIT_KEY",
     "KEYFOLD_CONFIG",
     "KEYFOLD_KEYRING_PASSPHRASE",
     "KEYFOLD_PEPPER",
     "KEYFOLD_URL",
     "KEYFOLD_API_KEY",
     "KEYFOLD_TENANT",
+    "KEYFOLD_REENCRYPT_DATABASE",
 ];
 /// What the project's own tests read begins so.
 const TEST_PREFIX: &str = "KEYFOLD_TEST_";
@@ -438,6 +453,13 @@ impl Settings {
         at_least("http.head_secs_max", self.http.head_secs_max, 1)?;
         at_least("http.request_secs_max", self.http.request_secs_max, 1)?;
         at_least("http.in_flight_max", self.http.in_flight_max as u64, 1)?;
+        at_least("audit.queue_records_max", self.audit.queue_records_max as u64, 1)?;
+        at_least("audit.seal_records", self.audit.seal_records, 1)?;
+        at_least("audit.seal_secs", self.audit.seal_secs, 1)?;
+        if let Some(file) = &self.audit.file {
+            at_least("audit.file.rotate_bytes", file.rotate_bytes, 4_096)?;
+        }
+        at_least("http.admin_in_flight_max", self.http.admin_in_flight_max as u64, 1)?;
         at_least("http.batch_items_max", self.http.batch_items_max as u64, 1)?;
         at_least("http.batch_body_bytes_max", self.http.batch_body_bytes_max as u64, 1_024)?;
         at_least("http.line_bytes_max", self.http.line_bytes_max as u64, 1_024)?;
@@ -463,7 +485,12 @@ impl Settings {
 
     /// The edge's options.
     pub fn edge(&self) -> crate::http::Options {
-        self.http.edge(self.context.clone())
+        crate::http::Options {
+            context: self.context.clone(),
+            quotas: self.quotas.clone(),
+            recorded: self.audit.is_on(),
+            ..self.http.edge()
+        }
     }
 
     /// The registry's file.
@@ -474,6 +501,17 @@ impl Settings {
     /// The key ring's file.
     pub fn keyring_file(&self) -> PathBuf {
         self.keyring.file.clone().unwrap_or_else(|| self.data_dir.join("keyring"))
+    }
+
+    /// The audit key's file.
+    pub fn audit_key_file(&self) -> PathBuf {
+        self.audit.key_file.clone().unwrap_or_else(|| self.data_dir.join("audit-key"))
+    }
+
+    /// The audit's file, whether it is written or not.
+    pub fn audit_file(&self) -> PathBuf {
+        let path = self.audit.file.as_ref().and_then(|file| file.path.clone());
+        path.unwrap_or_else(|| self.data_dir.join("audit").join("audit.jsonl"))
     }
 
     /// The pepper's file.

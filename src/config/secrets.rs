@@ -8,8 +8,8 @@ use zeroize::Zeroizing;
 
 use super::{Settings, Variables};
 
-/// Bytes of a pepper that keyfold makes itself.
-const PEPPER_BYTES: usize = 32;
+/// Bytes of a pepper or an audit key that keyfold makes itself.
+const MADE_BYTES: usize = 32;
 /// The longest secret that is read from a file.
 const SECRET_BYTES_MAX: u64 = 64 * 1024;
 
@@ -81,21 +81,40 @@ impl<'a> Secrets<'a> {
 
     /// The pepper, from the environment or its file; made where there is none yet.
     pub fn pepper(&self) -> Result<Zeroizing<Vec<u8>>, SecretError> {
-        if let Some(pepper) = self.variables.value("KEYFOLD_PEPPER") {
-            return Ok(Zeroizing::new(pepper.as_bytes().to_vec()));
+        self.made_once("KEYFOLD_PEPPER", &self.settings.pepper_file(), "pepper")
+    }
+
+    /// The audit key, from the environment or its file; made where there is none yet.
+    pub fn audit_key(&self) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+        self.made_once("KEYFOLD_AUDIT_KEY", &self.settings.audit_key_file(), "audit key")
+    }
+
+    /// The audit key where there is one: who verifies does not make it.
+    pub fn present_audit_key(&self) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+        match self.variables.value("KEYFOLD_AUDIT_KEY") {
+            Some(key) => Ok(Zeroizing::new(key.as_bytes().to_vec())),
+            None => read(&self.settings.audit_key_file(), "audit key"),
         }
-        let path = self.settings.pepper_file();
-        match read(&path, "pepper") {
+    }
+
+    fn made_once(
+        &self,
+        variable: &str,
+        path: &Path,
+        what: &'static str,
+    ) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+        if let Some(secret) = self.variables.value(variable) {
+            return Ok(Zeroizing::new(secret.as_bytes().to_vec()));
+        }
+        match read(path, what) {
             Err(SecretError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                let mut pepper = Zeroizing::new(vec![0; PEPPER_BYTES]);
-                let failed = |source| SecretError::File { what: "pepper", path: path.clone(), source };
-                getrandom::fill(&mut pepper).map_err(|error| failed(std::io::Error::other(error)))?;
-                match write_new_secret(&path, &pepper) {
-                    Ok(()) => Ok(pepper),
-                    // Another process was faster: its pepper is the one.
-                    Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-                        read(&path, "pepper")
-                    }
+                let mut secret = Zeroizing::new(vec![0; MADE_BYTES]);
+                let failed = |source| SecretError::File { what, path: path.to_owned(), source };
+                getrandom::fill(&mut secret).map_err(|error| failed(std::io::Error::other(error)))?;
+                match write_new_secret(path, &secret) {
+                    Ok(()) => Ok(secret),
+                    // Another process was faster: its secret is the one.
+                    Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists => read(path, what),
                     Err(source) => Err(failed(source)),
                 }
             }
@@ -153,7 +172,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (settings, variables) = (settings(dir.path()), Variables::default());
         let first = Secrets::new(&settings, &variables).pepper().unwrap();
-        assert_eq!(first.len(), PEPPER_BYTES);
+        assert_eq!(first.len(), MADE_BYTES);
         assert_eq!(*Secrets::new(&settings, &variables).pepper().unwrap(), *first);
         let path = settings.pepper_file();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);

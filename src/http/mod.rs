@@ -4,7 +4,7 @@
 //! ```text
 //! edge (request id, problem -> body, log) > catch panic
 //!   > per route: gate (in-flight limit and load shed > deadline > body limit > authenticate) > circumstances
-//!     > handler (permit, parse, operation)
+//!     > quota > handler (permit, parse, operation)
 //! ```
 //! A route cannot be declared without its limits and its guard: `Route` has no defaults.
 
@@ -38,14 +38,16 @@ use crate::operations::Operations;
 use crate::tenant::KeyName;
 use handlers::{api_keys, decrypt, deks, encrypt, grants, health, jobs, keys, rewrap, shreds, tenants};
 use middleware::admission::Admission;
-use middleware::context::circumstances;
+use middleware::context::{Established, circumstances};
 use middleware::edge::{Outermost, edge};
 use middleware::gate::{Gate, gate};
+use middleware::quota::{Quotas, quota};
 use problem::{Code, Problem};
 use transfer::Transfers;
 
 pub use handlers::health::{Readiness, ReadinessStatus};
 pub use middleware::context::{ContextEntry, ContextRules};
+pub use middleware::quota::{QuotaOptions, Rates};
 pub use transfer::Options as TransferOptions;
 
 /// The edge's limits.
@@ -74,8 +76,14 @@ pub struct Options {
     pub context: ContextRules,
     /// The load balancers whose word for a request's source is taken. Default none.
     pub proxies: Arc<source::Proxies>,
-    /// Whether the request's id and source are handed on, for the audit. Default not.
-    pub origin_wanted: bool,
+    /// How much a tenant and a principal may ask for in a second. Default no limit.
+    pub quotas: QuotaOptions,
+    /// How many administration calls may be in flight at once: they have a room of their own, so that a busy data
+    /// plane does not lock the operator out. Default 64.
+    pub admin_in_flight_max: usize,
+    /// Whether calls are recorded: then their ids and sources are handed on, and so is what is refused before any
+    /// verb takes it over. Default not.
+    pub recorded: bool,
 }
 
 impl Default for Options {
@@ -92,7 +100,9 @@ impl Default for Options {
             transfer: TransferOptions::default(),
             context: ContextRules::default(),
             proxies: Arc::default(),
-            origin_wanted: false,
+            quotas: QuotaOptions::default(),
+            admin_in_flight_max: 64,
+            recorded: false,
         }
     }
 }
@@ -129,6 +139,8 @@ enum Guard {
 struct Route {
     methods: UtoipaMethodRouter<Arc<HttpState>>,
     guard: Guard,
+    /// Whether it belongs to the data plane: then it has quotas, and shares the room of the others there.
+    data: bool,
     /// What of the request goes into its encryption context; nothing for what has none.
     context: ContextRules,
     body_bytes_max: usize,
@@ -144,6 +156,7 @@ const DATA: &[Code] = &[
     Code::ReservedContext,
     Code::Forbidden,
     Code::ContextLimit,
+    Code::RateLimited,
     Code::KekDenied,
     Code::KeyRevoked,
     Code::NotFound,
@@ -156,6 +169,7 @@ const OPENING: &[Code] = &[
     Code::ReservedContext,
     Code::Forbidden,
     Code::ContextLimit,
+    Code::RateLimited,
     Code::KekDenied,
     Code::KeyRevoked,
     Code::NotFound,
@@ -200,6 +214,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let open = |methods| Route {
         methods,
         guard: Guard::Open,
+        data: false,
         context: ContextRules::default(),
         body_bytes_max: 0,
         time_max,
@@ -209,6 +224,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let data = |methods, problems| Route {
         methods,
         guard: Guard::Credential,
+        data: true,
         context: options.context.clone(),
         body_bytes_max: options.body_bytes_max,
         time_max,
@@ -218,6 +234,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let batch = |methods, problems| Route {
         methods,
         guard: Guard::Credential,
+        data: true,
         context: options.context.clone(),
         body_bytes_max: options.batch_body_bytes_max,
         time_max,
@@ -227,6 +244,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let admin = |methods, problems| Route {
         methods,
         guard: Guard::Credential,
+        data: false,
         context: ContextRules::default(),
         body_bytes_max: options.admin_body_bytes_max,
         time_max,
@@ -283,10 +301,16 @@ pub fn router(
     options: &Options,
     tracker: TaskTracker,
 ) -> Edge {
-    let admission = Arc::new(Admission::new(options.in_flight_max));
+    let gates = Gates {
+        access: Arc::clone(access),
+        data: Arc::new(Admission::new(options.in_flight_max)),
+        admin: Arc::new(Admission::new(options.admin_in_flight_max)),
+        quotas: Quotas::new(&options.quotas, operations.clock()).map(Arc::new),
+        recorder: options.recorded.then(|| Arc::clone(&operations)),
+    };
     let mut router = OpenApiRouter::with_openapi(openapi::base());
     for route in route_table(options) {
-        router = router.routes(guarded(route, access, &admission, options.origin_wanted));
+        router = router.routes(guarded(route, &gates));
     }
     let (router, mut document) = router.split_for_parts();
     openapi::add_forms(&mut document);
@@ -322,12 +346,16 @@ pub struct Edge {
     pub open_transfers: Arc<AtomicUsize>,
 }
 
-fn guarded(
-    route: Route,
-    access: &Arc<Access>,
-    admission: &Arc<Admission>,
-    origin_wanted: bool,
-) -> UtoipaMethodRouter<Arc<HttpState>> {
+/// What stands before the handlers.
+struct Gates {
+    access: Arc<Access>,
+    data: Arc<Admission>,
+    admin: Arc<Admission>,
+    quotas: Option<Arc<Quotas>>,
+    recorder: Option<Arc<Operations>>,
+}
+
+fn guarded(route: Route, gates: &Gates) -> UtoipaMethodRouter<Arc<HttpState>> {
     let (schemas, mut paths, mut methods) = route.methods;
     openapi::add_problems(
         &mut paths,
@@ -337,15 +365,19 @@ fn guarded(
     );
     let guarded = route.guard == Guard::Credential;
     // Not there where nobody wants it: an unused feature costs nothing.
-    if guarded && (origin_wanted || !route.context.is_empty()) {
-        methods = methods.layer(from_fn_with_state(route.context, circumstances));
+    if let Some(quotas) = gates.quotas.as_ref().filter(|_| route.data) {
+        methods = methods.layer(from_fn_with_state(Arc::clone(quotas), quota));
+    }
+    if guarded && (gates.recorder.is_some() || !route.context.is_empty()) {
+        let established = Established { rules: route.context, recorder: gates.recorder.clone() };
+        methods = methods.layer(from_fn_with_state(established, circumstances));
     }
     let state = Gate {
-        admission: guarded.then(|| Arc::clone(admission)),
+        admission: guarded.then(|| Arc::clone(if route.data { &gates.data } else { &gates.admin })),
         time_max: route.time_max,
         streams: route.streams,
         body_bytes_max: route.body_bytes_max,
-        access: guarded.then(|| Arc::clone(access)),
+        access: guarded.then(|| Arc::clone(&gates.access)),
     };
     methods = methods.layer(from_fn_with_state(Arc::new(state), gate));
     (schemas, paths, methods)

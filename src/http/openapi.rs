@@ -63,7 +63,7 @@ pub(super) fn add_problems(paths: &mut Paths, credential: bool, body: bool, prob
         for (operation, has_body) in operations(item) {
             let mut codes = problems.to_vec();
             if credential {
-                codes.extend([Code::Unauthenticated, Code::IssuerUnavailable]);
+                codes.extend([Code::Unauthenticated, Code::IssuerUnavailable, Code::AuditUnavailable]);
                 operation.security = Some(vec![SecurityRequirement::new(BEARER, Vec::<String>::new())]);
             }
             if body && has_body {

@@ -48,6 +48,8 @@ pub enum Code {
     ContextMismatch,
     /// The ciphertext was changed.
     CiphertextDamaged,
+    /// More than the quota allows.
+    RateLimited,
     /// A fault of keyfold's own.
     InternalError,
     /// The KMS cannot be reached.
@@ -56,6 +58,8 @@ pub enum Code {
     StoreUnavailable,
     /// The keys of a token's issuer cannot be fetched.
     IssuerUnavailable,
+    /// The audit takes no record, and what is not recorded is not done.
+    AuditUnavailable,
     /// Too much at once.
     Overloaded,
     /// It took too long.
@@ -66,6 +70,34 @@ pub enum Code {
 struct Meaning(&'static str, StatusCode, &'static str, bool, &'static str);
 
 impl Code {
+    /// Every code.
+    pub const ALL: [Self; 24] = [
+        Self::MalformedRequest,
+        Self::MalformedEnvelope,
+        Self::ReservedContext,
+        Self::Unauthenticated,
+        Self::ContextLimit,
+        Self::Forbidden,
+        Self::KekDenied,
+        Self::KeyRevoked,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::Conflict,
+        Self::KeyDestroyed,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::ContextMismatch,
+        Self::CiphertextDamaged,
+        Self::RateLimited,
+        Self::InternalError,
+        Self::KmsUnavailable,
+        Self::StoreUnavailable,
+        Self::IssuerUnavailable,
+        Self::AuditUnavailable,
+        Self::Overloaded,
+        Self::DeadlineExceeded,
+    ];
+
     #[expect(clippy::too_many_lines, reason = "a table: one row a code")]
     fn meaning(self) -> Meaning {
         use StatusCode as S;
@@ -183,6 +215,13 @@ impl Code {
                 false,
                 "the ciphertext is damaged",
             ),
+            Self::RateLimited => Meaning(
+                "rate_limited",
+                S::TOO_MANY_REQUESTS,
+                "The quota is used up",
+                true,
+                "the quota tenant-requests is used up: try again in 1 s",
+            ),
             Self::InternalError => Meaning(
                 "internal_error",
                 S::INTERNAL_SERVER_ERROR,
@@ -210,6 +249,13 @@ impl Code {
                 "The token's issuer cannot be reached",
                 true,
                 "the keys of the token's issuer cannot be fetched, so the token cannot be checked",
+            ),
+            Self::AuditUnavailable => Meaning(
+                "audit_unavailable",
+                S::SERVICE_UNAVAILABLE,
+                "The audit takes no record",
+                true,
+                "the audit takes no record at present, and what is not recorded is not done",
             ),
             Self::Overloaded => Meaning(
                 "overloaded",
@@ -263,17 +309,24 @@ pub struct Problem {
     pub detail: Cow<'static, str>,
     /// What only the operator's log may say.
     pub internal: Option<String>,
+    /// After how long a retryable request is worth another try, in seconds.
+    pub retry_after_secs: u64,
 }
 
 impl Problem {
     /// A problem with this explanation for the caller.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), internal: None }
+        Self { code, detail: detail.into(), internal: None, retry_after_secs: 1 }
     }
 
     /// One whose details are the operator's business only; the caller reads the code's general explanation.
     pub fn internal(code: Code, internal: &(impl ToString + ?Sized)) -> Self {
-        Self { code, detail: code.example().into(), internal: Some(internal.to_string()) }
+        Self {
+            code,
+            detail: code.example().into(),
+            internal: Some(internal.to_string()),
+            retry_after_secs: 1,
+        }
     }
 
     /// The response as the client sees it.
@@ -295,7 +348,7 @@ impl Problem {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.code.retryable() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after_secs));
         }
         response
     }
@@ -385,6 +438,10 @@ impl From<PoolError> for Problem {
             PoolError::Destroyed => Self::new(Code::KeyDestroyed, Code::KeyDestroyed.example()),
             PoolError::Disbelieved(_) => Self::internal(Code::ContextMismatch, &error),
             PoolError::TooLargeForKey(_) => Self::new(Code::TooLarge, error.to_string()),
+            PoolError::KmsQuota(exceeded) => Self {
+                retry_after_secs: exceeded.retry_after_secs,
+                ..Self::new(Code::RateLimited, error.to_string())
+            },
             PoolError::TooManyBoundScopes(_) => Self::new(Code::ContextLimit, error.to_string()),
             PoolError::Busy => Self::internal(Code::Overloaded, &error),
             PoolError::Internal(_) => Self::internal(Code::InternalError, &error),
@@ -398,6 +455,7 @@ impl From<OperationError> for Problem {
             OperationError::Forbidden(error) => return error.into(),
             OperationError::Pool(error) => return error.into(),
             OperationError::Store(error) => return error.into(),
+            OperationError::Unrecorded(error) => return Self::internal(Code::AuditUnavailable, &error),
             OperationError::Transfer(ref error) => match error {
                 TransferError::BrokenOff | TransferError::Gone => Code::MalformedRequest,
                 TransferError::Idle(_) => Code::DeadlineExceeded,

@@ -67,7 +67,7 @@ impl Operations {
         id: TenantId,
         ring: KekRing,
     ) -> Result<TenantRecord, OperationError> {
-        let attempt = self.audit.begin_change("tenant.create", permit.principal(), Some(&id));
+        let attempt = self.audit.begin_change("tenant.create", permit.who().in_tenant(&id)).await?;
         let made = async {
             self.check_ring(&ring).await?;
             let now = self.clock.now();
@@ -111,7 +111,7 @@ impl Operations {
         _operate: &Operate,
         change: TenantChange,
     ) -> Result<TenantRecord, OperationError> {
-        let attempt = self.audit.begin_change("tenant.update", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("tenant.update", permit.who()).await?;
         let changed = async {
             let mut record = self.tenant(permit).await?;
             expect_version(change.version, record.version, "tenant")?;
@@ -148,7 +148,7 @@ impl Operations {
         name: KeyName,
         policy: KeyPolicy,
     ) -> Result<KeyRecord, OperationError> {
-        let attempt = self.audit.begin_change("key.create", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("key.create", permit.who()).await?;
         let made = async {
             check_policy(&policy)?;
             self.tenant(permit).await?;
@@ -184,7 +184,7 @@ impl Operations {
         name: &KeyName,
         change: KeyChange,
     ) -> Result<KeyRecord, OperationError> {
-        let attempt = self.audit.begin_change("key.update", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("key.update", permit.who()).await?;
         let changed = async {
             let mut record = self.key(permit, name).await?;
             expect_version(change.version, record.version, "key")?;
@@ -209,7 +209,7 @@ impl Operations {
         caller: &Principal,
         grant: ApiKeyGrant,
     ) -> Result<NewApiKey, OperationError> {
-        let attempt = self.audit.begin_change("api-key.create", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("api-key.create", permit.who()).await?;
         let made = async {
             check_grant(&grant, self.clock.now())?;
             let mut tenants = grant.tenants;
@@ -244,7 +244,7 @@ impl Operations {
         permit: &Permit<AdminOf>,
         id: &str,
     ) -> Result<ApiKeyRecord, OperationError> {
-        let attempt = self.audit.begin_change("api-key.revoke", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("api-key.revoke", permit.who()).await?;
         let revoked = async {
             if !is_api_key_id(id) {
                 return Err(OperationError::Invalid(
@@ -276,7 +276,7 @@ impl Operations {
         }
         match &outcome {
             Ok(_) => attempt.done(),
-            Err(error) => attempt.failed(error),
+            Err(error) => attempt.failed(error.code(), error),
         }
         outcome
     }

@@ -16,7 +16,7 @@ use super::{
     message_context, scope,
 };
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
-use crate::audit::Attempt;
+use crate::audit::{Attempt, REFS_MAX};
 use crate::pool::{DekPool, Opening, PoolError, Sealing};
 use crate::store::DekScope;
 use crate::tenant::{KeyName, Verb};
@@ -31,32 +31,43 @@ pub struct Encryptor<'a> {
 
 impl Operations {
     /// Seals about `items` messages for the permit's tenant.
-    pub fn encryptor<'a>(&'a self, permit: &'a Permit<Encrypt>, items: usize) -> Encryptor<'a> {
-        let attempt = self.audit.begin(Verb::Encrypt, permit.principal(), permit.tenant());
-        Encryptor {
+    pub async fn encryptor<'a>(
+        &'a self,
+        permit: &'a Permit<Encrypt>,
+        items: usize,
+    ) -> Result<Encryptor<'a>, OperationError> {
+        let attempt = self.audit.begin(Verb::Encrypt, permit.who()).await?;
+        Ok(Encryptor {
             permit,
             sealings: Sealings::new(&self.pool),
             salts: Salts::new(items),
             record: Record::new(attempt),
-        }
+        })
     }
 
     /// Opens many envelopes of the permit's tenant.
-    pub fn decryptor<'a>(&'a self, permit: &'a Permit<Decrypt>) -> Decryptor<'a> {
-        let attempt = self.audit.begin(Verb::Decrypt, permit.principal(), permit.tenant());
-        Decryptor { permit, openings: Openings::new(&self.pool), record: Record::new(attempt) }
+    pub async fn decryptor<'a>(
+        &'a self,
+        permit: &'a Permit<Decrypt>,
+    ) -> Result<Decryptor<'a>, OperationError> {
+        let attempt = self.audit.begin(Verb::Decrypt, permit.who()).await?;
+        Ok(Decryptor { permit, openings: Openings::new(&self.pool), record: Record::new(attempt) })
     }
 
     /// Brings about `items` envelopes of the permit's tenant up to date.
-    pub fn rewrapper<'a>(&'a self, permit: &'a Permit<Rewrap>, items: usize) -> Rewrapper<'a> {
-        let attempt = self.audit.begin(Verb::Rewrap, permit.principal(), permit.tenant());
-        Rewrapper {
+    pub async fn rewrapper<'a>(
+        &'a self,
+        permit: &'a Permit<Rewrap>,
+        items: usize,
+    ) -> Result<Rewrapper<'a>, OperationError> {
+        let attempt = self.audit.begin(Verb::Rewrap, permit.who()).await?;
+        Ok(Rewrapper {
             permit,
             openings: Openings::new(&self.pool),
             sealings: Sealings::new(&self.pool),
             salts: Salts::new(items),
             record: Record::new(attempt),
-        }
+        })
     }
 }
 
@@ -77,6 +88,11 @@ impl Encryptor<'_> {
         let scope = |key: &KeyName| scope(tenant, key, service);
         let sealing = self.sealings.sealing(&request.key, bytes, scope).await?;
         seal_with(sealing, self.salts.next()?, &context, request)
+    }
+
+    /// What the caller calls the next one, for the audit's record.
+    pub fn name(&mut self, reference: Option<&str>) {
+        self.record.name(reference);
     }
 
     /// All were tried: the audit's record ends.
@@ -103,7 +119,12 @@ impl Decryptor<'_> {
     async fn open(&mut self, request: Decryption) -> Result<Decrypted, OperationError> {
         let head = inspect(&request.envelope)?;
         let opening = self.openings.opening(self.permit, &head).await?;
-        open_with(opening, &head, self.permit, request)
+        open_with(opening, &head, self.permit, request, None)
+    }
+
+    /// What the caller calls the next one, for the audit's record.
+    pub fn name(&mut self, reference: Option<&str>) {
+        self.record.name(reference);
     }
 
     /// All were tried: the audit's record ends.
@@ -132,7 +153,7 @@ impl Rewrapper<'_> {
     async fn renew(&mut self, request: Rewrapping) -> Result<Rewrapped, OperationError> {
         let head = inspect(&request.envelope)?;
         let opening = self.openings.opening(self.permit, &head).await?;
-        match renew_in_place(opening, &head, self.permit, request)? {
+        match renew_in_place(opening, &head, self.permit, request, None)? {
             Renewed::Whole(rewrapped) => Ok(rewrapped),
             Renewed::Opened(opened) => {
                 let (key, bytes) = (&opening.scope.key, opened.plaintext().len() as u64);
@@ -140,6 +161,11 @@ impl Rewrapper<'_> {
                 opened.seal(sealing, self.salts.next()?)
             }
         }
+    }
+
+    /// What the caller calls the next one, for the audit's record.
+    pub fn name(&mut self, reference: Option<&str>) {
+        self.record.name(reference);
     }
 
     /// All were tried: the audit's record ends.
@@ -248,32 +274,43 @@ impl Salts {
 /// One record of the audit for all of them.
 struct Record<'a> {
     attempt: Attempt<'a>,
-    tried: usize,
-    failed: usize,
-    first: String,
+    tried: u64,
+    failed: u64,
+    first: Option<(&'static str, String)>,
+    names: Vec<Box<str>>,
 }
 
 impl<'a> Record<'a> {
     fn new(attempt: Attempt<'a>) -> Self {
-        Self { attempt, tried: 0, failed: 0, first: String::new() }
+        Self { attempt, tried: 0, failed: 0, first: None, names: vec![] }
+    }
+
+    fn name(&mut self, reference: Option<&str>) {
+        if let Some(reference) =
+            reference.filter(|_| self.attempt.is_recorded() && self.names.len() < REFS_MAX)
+        {
+            self.names.push(reference.into());
+        }
     }
 
     fn note<T>(&mut self, outcome: &Result<T, OperationError>) {
         self.tried += 1;
         if let Err(error) = outcome {
             self.failed += 1;
-            if self.failed == 1 {
-                self.first = error.to_string();
+            if self.first.is_none() {
+                self.first = Some((error.code(), error.to_string()));
             }
         }
     }
 
-    fn end(self) {
-        if self.failed == 0 {
-            self.attempt.done();
-        } else {
-            let reason = format!("{} of {} items, the first: {}", self.failed, self.tried, self.first);
-            self.attempt.failed(&reason);
+    fn end(mut self) {
+        self.attempt.with_items(self.tried, self.failed, self.names);
+        match self.first {
+            None => self.attempt.done(),
+            Some((code, first)) => {
+                let reason = format!("{} of {} items, the first: {first}", self.failed, self.tried);
+                self.attempt.failed(code, &reason);
+            }
         }
     }
 }

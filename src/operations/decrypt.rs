@@ -3,8 +3,9 @@
 use envelope::{DataKeyId, EncryptionContext, Head, inspect, open_in_place};
 use zeroize::Zeroizing;
 
-use super::{OperationError, Operations, message_context};
+use super::{OperationError, Operations, conclude, message_context};
 use crate::access::{Decrypt, Permit};
+use crate::audit::Attempt;
 use crate::pool::Opening;
 use crate::tenant::{KeyName, Verb};
 
@@ -43,39 +44,44 @@ impl Operations {
         permit: &Permit<Decrypt>,
         request: Decryption,
     ) -> Result<Decrypted, OperationError> {
-        let attempt = self.audit.begin(Verb::Decrypt, permit.principal(), permit.tenant());
-        match self.open(permit, request).await {
-            Ok(decrypted) => {
-                attempt.done();
-                Ok(decrypted)
-            }
-            Err(error) => {
-                attempt.failed(&error);
-                // The audit has the difference: outside, a section that is not believed is one more wrong context.
-                Err(error.told())
-            }
-        }
+        let mut attempt = self.audit.begin(Verb::Decrypt, permit.who()).await?;
+        let outcome = self.open(permit, request, &mut attempt).await;
+        conclude(attempt, outcome)
     }
 
-    async fn open(&self, permit: &Permit<Decrypt>, request: Decryption) -> Result<Decrypted, OperationError> {
+    async fn open(
+        &self,
+        permit: &Permit<Decrypt>,
+        request: Decryption,
+        attempt: &mut Attempt<'_>,
+    ) -> Result<Decrypted, OperationError> {
+        attempt.with_bytes(request.envelope.len(), 0);
         let head = inspect(&request.envelope)?;
+        attempt.with_dek(head.dek_id());
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
-        open_with(&opening, &head, permit, request)
+        open_with(&opening, &head, permit, request, Some(attempt))
     }
 }
 
-/// Opens an envelope whose data key is found.
+/// Opens an envelope whose data key is found. `attempt` is told what there is to record of it.
 pub(super) fn open_with(
     opening: &Opening,
     head: &Head,
     permit: &Permit<Decrypt>,
     request: Decryption,
+    attempt: Option<&mut Attempt<'_>>,
 ) -> Result<Decrypted, OperationError> {
     let key = opening.scope.key.clone();
     let context = message_context(request.context, permit, &key)?;
     let rewrap_advised = opening.outdated(head);
     let mut buffer = Zeroizing::new(request.envelope);
-    let plaintext_bytes = open_in_place(&opening.key, &context, &mut buffer)?.len();
+    let opened = open_in_place(&opening.key, &context, &mut buffer).map(|plaintext| plaintext.len());
+    if let Some(attempt) = attempt {
+        attempt.with_key(&key);
+        attempt.with_context(context);
+        attempt.with_bytes(buffer.len(), *opened.as_ref().unwrap_or(&0));
+    }
+    let plaintext_bytes = opened?;
     let (body_offset, dek_id) = (head.body_offset(), head.dek_id());
     Ok(Decrypted { buffer, plaintext_bytes, body_offset, key, dek_id, rewrap_advised })
 }

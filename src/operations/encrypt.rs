@@ -2,8 +2,9 @@
 
 use envelope::{DataKeyId, EncryptionContext, Salt, head_bytes, seal_in_place, sealed_bytes};
 
-use super::{OperationError, Operations, message_context, new_salt, scope};
+use super::{OperationError, Operations, conclude, message_context, new_salt, scope};
 use crate::access::{Encrypt, Permit};
+use crate::audit::Attempt;
 use crate::pool::Sealing;
 use crate::store::EnvelopeWeight;
 use crate::tenant::{KeyName, Verb};
@@ -49,31 +50,40 @@ impl Operations {
         permit: &Permit<Encrypt>,
         request: Encryption<'_>,
     ) -> Result<Encrypted, OperationError> {
-        let attempt = self.audit.begin(Verb::Encrypt, permit.principal(), permit.tenant());
-        match self.seal(permit, request).await {
-            Ok(encrypted) => {
-                attempt.done();
-                Ok(encrypted)
-            }
-            Err(error) => {
-                attempt.failed(&error);
-                Err(error)
-            }
-        }
+        let mut attempt = self.audit.begin(Verb::Encrypt, permit.who()).await?;
+        let outcome = self.seal(permit, request, &mut attempt).await;
+        conclude(attempt, outcome)
     }
 
     async fn seal(
         &self,
         permit: &Permit<Encrypt>,
         mut request: Encryption<'_>,
+        attempt: &mut Attempt<'_>,
     ) -> Result<Encrypted, OperationError> {
+        attempt.with_key(&request.key);
         let context = std::mem::take(&mut request.context);
-        let service = permit.service_context();
         let context = message_context(context, permit, &request.key)?;
+        let bytes_max = request.plaintext.bytes_max();
+        let sealed = self.seal_now(permit, &context, request).await;
+        attempt.with_context(context);
+        if let Ok(sealed) = &sealed {
+            attempt.with_dek(sealed.dek_id);
+            attempt.with_bytes(bytes_max, sealed.envelope.len());
+        }
+        sealed
+    }
+
+    async fn seal_now(
+        &self,
+        permit: &Permit<Encrypt>,
+        context: &EncryptionContext,
+        request: Encryption<'_>,
+    ) -> Result<Encrypted, OperationError> {
         request.plaintext.check()?;
-        let scope = scope(permit.tenant(), &request.key, service);
+        let scope = scope(permit.tenant(), &request.key, permit.service_context());
         let sealing = self.pool.to_encrypt(&scope, request.plaintext.bytes_max() as u64).await?;
-        seal_with(&sealing, new_salt()?, &context, request)
+        seal_with(&sealing, new_salt()?, context, request)
     }
 }
 

@@ -26,7 +26,7 @@ impl Operations {
         caller: &Principal,
         new: NewGrant,
     ) -> Result<GrantRecord, OperationError> {
-        let attempt = self.audit.begin_change("grant.create", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("grant.create", permit.who()).await?;
         let made = async {
             check_grant(&new.principal, &new.verbs, &new.scope).map_err(OperationError::Invalid)?;
             caller.may_grant(std::slice::from_ref(permit.tenant()), &new.verbs)?;
@@ -76,7 +76,7 @@ impl Operations {
 
     /// Deletes a grant in the permit's tenant.
     pub async fn delete_grant(&self, permit: &Permit<AdminOf>, id: &str) -> Result<(), OperationError> {
-        let attempt = self.audit.begin_change("grant.delete", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("grant.delete", permit.who()).await?;
         let deleted = self.store.delete_grant(permit.tenant(), id).await.map_err(|error| match error {
             StoreError::Missing(_) => {
                 OperationError::NotFound(format!("this grant in tenant '{}'", permit.tenant()))

@@ -18,8 +18,9 @@ use std::sync::Arc;
 use envelope::{ContextError, EncryptionContext, FormatError, OpenError, Salt, SealError};
 
 use crate::access::{Access, Forbidden, Permit, PermitVerb, ServiceContext};
-use crate::audit::Audit;
+use crate::audit::{Attempt, Audit, Unrecorded, Who};
 use crate::clock::Clock;
+use crate::kms::KmsError;
 use crate::pool::{DekPool, PoolError};
 use crate::store::watch::ChangeWatch;
 use crate::store::{DekScope, Registry, StoreError};
@@ -63,8 +64,8 @@ impl Operations {
         access: Arc<Access>,
         clock: Clock,
         keks: Arc<dyn KekCheck>,
+        audit: Audit,
     ) -> Self {
-        let audit = Audit::new(clock.clone());
         let shredding = ShredOptions::default();
         Self { pool, store, watch, access, audit, clock, keks, shredding }
     }
@@ -77,6 +78,22 @@ impl Operations {
     /// The pool of data keys.
     pub fn pool(&self) -> &DekPool {
         &self.pool
+    }
+
+    /// The time that the verbs go by.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Records a call that was refused before any verb took it over. Where it cannot be recorded, it is to be refused
+    /// for that reason.
+    pub async fn record_refusal(
+        &self,
+        route: &str,
+        who: Who<'_>,
+        code: &'static str,
+    ) -> Result<(), OperationError> {
+        Ok(self.audit.refused(route, who, code).await?)
     }
 
     /// Whether the registry answers.
@@ -133,12 +150,80 @@ pub enum OperationError {
     /// The registry.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What cannot be recorded is not done.
+    #[error(transparent)]
+    Unrecorded(#[from] Unrecorded),
     /// A body that is streamed did not go through.
     #[error(transparent)]
     Transfer(#[from] TransferError),
     /// A fault of keyfold's own.
     #[error("{0}")]
     Internal(&'static str),
+}
+
+impl OperationError {
+    /// The stable name under which the audit knows it: the one that the caller is told, except where he is told
+    /// less.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Forbidden(_) | Self::Pool(PoolError::NoTenant) => "forbidden",
+            Self::Invalid(_) | Self::Context(_) => "malformed_request",
+            Self::ReservedContext(_) | Self::ServiceContext(_) => "reserved_context",
+            Self::Malformed(_) => "malformed_envelope",
+            Self::ContextMismatch => "context_mismatch",
+            Self::Damaged => "ciphertext_damaged",
+            Self::NotFound(_) => "not_found",
+            Self::Conflict(_) => "conflict",
+            Self::TooLarge(_) | Self::Seal(_) => "too_large",
+            Self::Pool(error) => pool_code(error),
+            Self::Store(error) => store_code(error),
+            Self::Unrecorded(_) => "audit_unavailable",
+            Self::Transfer(TransferError::BrokenOff | TransferError::Gone) => "malformed_request",
+            Self::Transfer(TransferError::Idle(_)) => "deadline_exceeded",
+            Self::Transfer(TransferError::TooLarge(_)) => "too_large",
+            Self::Internal(_) => "internal_error",
+        }
+    }
+}
+
+fn pool_code(error: &PoolError) -> &'static str {
+    match error {
+        PoolError::Kms(KmsError::Outage { .. }) => "kms_unavailable",
+        PoolError::Kms(KmsError::Denied { .. }) => "kek_denied",
+        PoolError::Kms(KmsError::Damaged { .. }) => "context_mismatch",
+        PoolError::Disbelieved(_) => "section_disbelieved",
+        PoolError::Store(error) => store_code(error),
+        PoolError::NoTenant => "forbidden",
+        PoolError::NoKey(_) | PoolError::UnknownDek => "not_found",
+        PoolError::TenantDisabled | PoolError::KeyDisabled(_) | PoolError::Revoked => "key_revoked",
+        PoolError::Destroyed => "key_destroyed",
+        PoolError::TooLargeForKey(_) => "too_large",
+        PoolError::KmsQuota(_) => "rate_limited",
+        PoolError::TooManyBoundScopes(_) => "context_limit",
+        PoolError::Busy => "overloaded",
+        PoolError::Internal(_) => "internal_error",
+    }
+}
+
+fn store_code(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Unavailable(_) => "store_unavailable",
+        _ => "internal_error",
+    }
+}
+
+/// Records how a call ended.
+fn conclude<T>(attempt: Attempt<'_>, outcome: Result<T, OperationError>) -> Result<T, OperationError> {
+    match outcome {
+        Ok(done) => {
+            attempt.done();
+            Ok(done)
+        }
+        Err(error) => {
+            attempt.failed(error.code(), &error);
+            Err(error.told())
+        }
+    }
 }
 
 impl OperationError {

@@ -6,8 +6,9 @@ use envelope::{
 };
 use zeroize::Zeroizing;
 
-use super::{OperationError, Operations, message_context, new_salt};
+use super::{OperationError, Operations, conclude, message_context, new_salt};
 use crate::access::{Forbidden, Permit, Rewrap};
+use crate::audit::Attempt;
 use crate::pool::{Opening, Sealing};
 use crate::store::EnvelopeWeight;
 use crate::tenant::Verb;
@@ -72,17 +73,13 @@ impl Operations {
         beginning: &[u8],
         weight: Option<EnvelopeWeight>,
     ) -> Result<NewHead, OperationError> {
-        let attempt = self.audit.begin(Verb::Rewrap, permit.principal(), permit.tenant());
-        match self.renew_head(permit, beginning, weight).await {
-            Ok(new) => {
-                attempt.done();
-                Ok(new)
-            }
-            Err(error) => {
-                attempt.failed(&error);
-                Err(error.told())
-            }
+        let mut attempt = self.audit.begin(Verb::Rewrap, permit.who()).await?;
+        let outcome = self.renew_head(permit, beginning, weight).await;
+        if let Ok(new) = &outcome {
+            attempt.with_dek(new.dek_id);
+            attempt.with_bytes(beginning.len(), new.head.len());
         }
+        conclude(attempt, outcome)
     }
 
     async fn renew_head(
@@ -116,23 +113,26 @@ impl Operations {
         permit: &Permit<Rewrap>,
         request: Rewrapping,
     ) -> Result<Rewrapped, OperationError> {
-        let attempt = self.audit.begin(Verb::Rewrap, permit.principal(), permit.tenant());
-        match self.renew(permit, request).await {
-            Ok(rewrapped) => {
-                attempt.done();
-                Ok(rewrapped)
-            }
-            Err(error) => {
-                attempt.failed(&error);
-                Err(error.told())
-            }
+        let bytes_in = request.envelope.len();
+        let mut attempt = self.audit.begin(Verb::Rewrap, permit.who()).await?;
+        let outcome = self.renew(permit, request, &mut attempt).await;
+        if let Ok(rewrapped) = &outcome {
+            attempt.with_dek(rewrapped.to_dek_id);
+            attempt.with_bytes(bytes_in, rewrapped.envelope.len());
         }
+        conclude(attempt, outcome)
     }
 
-    async fn renew(&self, permit: &Permit<Rewrap>, request: Rewrapping) -> Result<Rewrapped, OperationError> {
+    async fn renew(
+        &self,
+        permit: &Permit<Rewrap>,
+        request: Rewrapping,
+        attempt: &mut Attempt<'_>,
+    ) -> Result<Rewrapped, OperationError> {
         let head = inspect(&request.envelope)?;
+        attempt.with_dek(head.dek_id());
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
-        match renew_in_place(&opening, &head, permit, request)? {
+        match renew_in_place(&opening, &head, permit, request, Some(attempt))? {
             Renewed::Whole(rewrapped) => Ok(rewrapped),
             Renewed::Opened(opened) => {
                 let bytes = opened.plaintext().len() as u64;
@@ -182,14 +182,22 @@ pub(super) fn renew_in_place(
     head: &Head,
     permit: &Permit<Rewrap>,
     request: Rewrapping,
+    attempt: Option<&mut Attempt<'_>>,
 ) -> Result<Renewed, OperationError> {
     let Rewrapping { envelope, context, mode, weight } = request;
+    let mut attempt = attempt.filter(|attempt| attempt.is_recorded());
+    if let Some(attempt) = &mut attempt {
+        attempt.with_key(&opening.scope.key);
+    }
     let blind = mode == RewrapMode::WrappedKey;
     // Who may rewrap only with certain contexts shows that it is one of them, whatever the mode.
     if blind && !permit.needs_context(&opening.scope.key) {
         return replace_section(envelope, head, opening, weight).map(Renewed::Whole);
     }
     let context = message_context(context, permit, &opening.scope.key)?;
+    if let Some(attempt) = attempt {
+        attempt.with_context(context.clone());
+    }
     if !matches_commitment(&opening.key, &context, head) {
         return Err(OperationError::ContextMismatch);
     }

@@ -41,7 +41,7 @@ impl Operations {
         permit: &Permit<AdminOf>,
         key: &KeyName,
     ) -> Result<Vec<Rotated>, OperationError> {
-        let attempt = self.audit.begin_change("key.rotate", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("key.rotate", permit.who()).await?;
         let rotated = async {
             self.key(permit, key).await?;
             let (mut rotated, mut after) = (Vec::new(), None);
@@ -66,7 +66,7 @@ impl Operations {
         permit: &Permit<AdminOf>,
         id: DataKeyId,
     ) -> Result<StoredDek, OperationError> {
-        let attempt = self.audit.begin_change("dek.revoke", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("dek.revoke", permit.who()).await?;
         self.finish(attempt, self.move_dek(permit, id, DekState::Revoked).await).await
     }
 
@@ -77,7 +77,7 @@ impl Operations {
         permit: &Permit<AdminOf>,
         id: DataKeyId,
     ) -> Result<StoredDek, OperationError> {
-        let attempt = self.audit.begin_change("dek.restore", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("dek.restore", permit.who()).await?;
         let restored = async {
             if self.store.shred(permit.tenant(), &Target::Dek(id)).await?.is_some() {
                 self.dek(permit, id).await?;

@@ -55,7 +55,7 @@ impl Operations {
         target: Target,
         waiting_secs: Option<u64>,
     ) -> Result<Shredding, OperationError> {
-        let attempt = self.audit.begin_change("shred.request", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("shred.request", permit.who()).await?;
         let asked = match target {
             Target::Tenant => Err(OperationError::Internal("a tenant is shredded by its operator only")),
             target => self.ask(permit, target, waiting_secs).await,
@@ -70,7 +70,7 @@ impl Operations {
         _operate: &Operate,
         waiting_secs: Option<u64>,
     ) -> Result<Shredding, OperationError> {
-        let attempt = self.audit.begin_change("shred.request", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("shred.request", permit.who()).await?;
         let asked = self.ask(permit, Target::Tenant, waiting_secs).await;
         self.finish(attempt, asked).await
     }
@@ -126,7 +126,7 @@ impl Operations {
         permit: &Permit<AdminOf>,
         target: &Target,
     ) -> Result<(), OperationError> {
-        let attempt = self.audit.begin_change("shred.cancel", permit.principal(), Some(permit.tenant()));
+        let attempt = self.audit.begin_change("shred.cancel", permit.who()).await?;
         let cancelled = async {
             let now = self.clock.now();
             self.store.cancel_shred(permit.tenant(), target, now).await.map_err(|error| match error {

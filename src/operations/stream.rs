@@ -7,8 +7,9 @@ use envelope::{
     DataKeyId, EncryptionContext, Head, HeadReader, Opener, Sealer, matches_commitment, replace_head,
 };
 
-use super::{OperationError, Operations, RewrapMode, message_context, new_salt, scope};
+use super::{OperationError, Operations, RewrapMode, conclude, message_context, new_salt, scope};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
+use crate::audit::Attempt;
 use crate::pool::Opening;
 use crate::store::EnvelopeWeight;
 use crate::tenant::{KeyName, Verb};
@@ -94,13 +95,9 @@ impl Operations {
         source: &mut impl Source,
         sink: &mut impl Sink,
     ) -> Result<(), OperationError> {
-        let attempt = self.audit.begin(Verb::Encrypt, permit.principal(), permit.tenant());
-        let sealed = self.seal_stream(permit, request, source, sink).await;
-        match &sealed {
-            Ok(()) => attempt.done(),
-            Err(error) => attempt.failed(error),
-        }
-        sealed
+        let mut attempt = self.audit.begin(Verb::Encrypt, permit.who()).await?;
+        let sealed = self.seal_stream(permit, request, source, sink, &mut attempt).await;
+        conclude(attempt, sealed)
     }
 
     async fn seal_stream(
@@ -109,10 +106,13 @@ impl Operations {
         request: StreamEncryption,
         source: &mut impl Source,
         sink: &mut impl Sink,
+        attempt: &mut Attempt<'_>,
     ) -> Result<(), OperationError> {
         let context = message_context(request.context, permit, &request.key)?;
+        note(attempt, &request.key, &context);
         let scope = scope(permit.tenant(), &request.key, permit.service_context());
         let sealing = self.pool.to_encrypt(&scope, 0).await?;
+        attempt.with_dek(sealing.key.id());
         let section = sealing.section(request.weight);
         let mut sealer = Sealer::new(&sealing.key, new_salt()?, &section, &context);
         let dek_id = sealing.key.id();
@@ -137,13 +137,9 @@ impl Operations {
         source: &mut impl Source,
         sink: &mut impl Sink,
     ) -> Result<(), OperationError> {
-        let attempt = self.audit.begin(Verb::Decrypt, permit.principal(), permit.tenant());
-        let opened = self.open_stream(permit, request, source, sink).await;
-        match &opened {
-            Ok(()) => attempt.done(),
-            Err(error) => attempt.failed(error),
-        }
-        opened.map_err(OperationError::told)
+        let mut attempt = self.audit.begin(Verb::Decrypt, permit.who()).await?;
+        let opened = self.open_stream(permit, request, source, sink, &mut attempt).await;
+        conclude(attempt, opened)
     }
 
     async fn open_stream(
@@ -152,11 +148,14 @@ impl Operations {
         request: StreamDecryption,
         source: &mut impl Source,
         sink: &mut impl Sink,
+        attempt: &mut Attempt<'_>,
     ) -> Result<(), OperationError> {
         let (head, body) = read_head(source).await?;
+        attempt.with_dek(head.dek_id());
         let service = permit.service_context();
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
         let context = message_context(request.context, permit, &opening.scope.key)?;
+        note(attempt, &opening.scope.key, &context);
         let mut opener = Opener::new(&opening.key, &context, &head)?;
         sink.begin(Begun {
             key: opening.scope.key.clone(),
@@ -185,13 +184,9 @@ impl Operations {
         source: &mut impl Source,
         sink: &mut impl Sink,
     ) -> Result<(), OperationError> {
-        let attempt = self.audit.begin(Verb::Rewrap, permit.principal(), permit.tenant());
-        let renewed = self.renew_stream(permit, request, source, sink).await;
-        match &renewed {
-            Ok(()) => attempt.done(),
-            Err(error) => attempt.failed(error),
-        }
-        renewed.map_err(OperationError::told)
+        let mut attempt = self.audit.begin(Verb::Rewrap, permit.who()).await?;
+        let renewed = self.renew_stream(permit, request, source, sink, &mut attempt).await;
+        conclude(attempt, renewed)
     }
 
     async fn renew_stream(
@@ -200,8 +195,10 @@ impl Operations {
         request: StreamRewrapping,
         source: &mut impl Source,
         sink: &mut impl Sink,
+        attempt: &mut Attempt<'_>,
     ) -> Result<(), OperationError> {
         let (head, body) = read_head(source).await?;
+        attempt.with_dek(head.dek_id());
         let service = permit.service_context();
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
         let blind = request.mode == RewrapMode::WrappedKey;
@@ -210,6 +207,7 @@ impl Operations {
         } else {
             Some(checked_context(request.context, permit, &opening, &head)?)
         };
+        note(attempt, &opening.scope.key, context.as_ref().unwrap_or(&EncryptionContext::new()));
         match context {
             Some(context) if !opening.active && !blind => {
                 self.seal_stream_again(&opening, &context, request.weight, (&head, body), source, sink).await
@@ -300,6 +298,14 @@ async fn read_head(source: &mut impl Source) -> Result<(Head, Bytes), OperationE
         }
     }
     Err(reader.unfinished().into())
+}
+
+/// What there is to record before the first byte goes out.
+fn note(attempt: &mut Attempt<'_>, key: &KeyName, context: &EncryptionContext) {
+    if attempt.is_recorded() {
+        attempt.with_key(key);
+        attempt.with_context(context.clone());
+    }
 }
 
 /// Hands on what is there.

@@ -16,6 +16,7 @@ use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
 use crate::kms::ring::{KekRings, RingFailure};
 use crate::kms::{self, KmsError, Urgency};
+use crate::quota::Buckets;
 use crate::store::watch::ChangeWatch;
 use crate::store::{
     Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoreError, StoredDek,
@@ -33,6 +34,7 @@ pub(super) struct Fetch {
     pub(super) turns: Turns,
     pub(super) cache: Cache,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
+    pub(super) kms_calls: Option<Buckets<TenantId>>,
     pub(super) bound_scopes_max: u64,
     pub(super) lifetimes: Lifetimes,
 }
@@ -293,6 +295,7 @@ impl Fetch {
         let now = self.clock.now();
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
+        self.may_call(&scope.tenant, urgency)?;
         let _turn = self.turns.wait(&tenant.id, &self.clock).await?;
         let asked_at = self.clock.monotonic();
         let generated = match self.rings.generate(&tenant.ring, &context, urgency).await {
@@ -406,6 +409,7 @@ impl Fetch {
             .iter()
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
+        self.may_call(&live.scope.tenant, urgency)?;
         let _turn = self.turns.wait(&live.scope.tenant, &self.clock).await?;
         // The KMS vouches for the moment at which it decided, which is not before it was asked.
         let asked_at = self.clock.monotonic();
@@ -430,6 +434,16 @@ impl Fetch {
                 live.wipe();
                 Err(refused)
             }
+        }
+    }
+
+    /// Takes a KMS call out of the tenant's quota, where a request waits for it.
+    fn may_call(&self, tenant: &TenantId, urgency: Urgency) -> Result<(), PoolError> {
+        match &self.kms_calls {
+            Some(calls) if urgency == Urgency::Foreground => {
+                calls.take(tenant, 1).map(|_| ()).map_err(PoolError::KmsQuota)
+            }
+            _ => Ok(()),
         }
     }
 

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::Clock;
 use crate::kms::KmsError;
 use crate::kms::ring::KekRings;
+use crate::quota::{Buckets, Exceeded, Rate};
 use crate::store::watch::ChangeWatch;
 use crate::store::{DekScope, DekState, EnvelopeWeight, Store, StoreError};
 use crate::tenant::{KeyName, TenantId};
@@ -43,6 +44,9 @@ pub struct Options {
     pub deks_max: u64,
     /// How many data keys of one tenant are kept in memory, so that no tenant pushes out the others. Default 1,000.
     pub tenant_deks_max: usize,
+    /// How many KMS calls a minute a tenant's requests may cause: those for data keys that are not in memory. What the
+    /// background does ahead of time is not counted. Default 0: no limit.
+    pub tenant_kms_calls_per_min: u32,
     /// For how many values of its key-bound context a tenant has active data keys: each is a data key of its own,
     /// with KMS calls of its own. Default 100.
     pub tenant_bound_scopes_max: u64,
@@ -70,6 +74,7 @@ impl Default for Options {
         Self {
             deks_max: 10_000,
             tenant_deks_max: 1_000,
+            tenant_kms_calls_per_min: 0,
             tenant_bound_scopes_max: 100,
             dek_plaintext_secs_max: 300,
             dek_stale_secs_max: 3_600,
@@ -118,6 +123,13 @@ pub enum PoolError {
     /// What was fetched was used up, changed or crowded out before it could be used, several times over.
     #[error("the data key was used up, changed or crowded out while it was handed over")]
     Busy,
+    /// The tenant's requests have caused as many KMS calls as they may.
+    #[error(
+        "this tenant's requests have caused as many KMS calls as they may in a minute \
+         (pool.tenant_kms_calls_per_min): try again in {} s",
+        .0.retry_after_secs
+    )]
+    KmsQuota(Exceeded),
     /// The context bound to the data key has more values in this tenant than are allowed.
     #[error(
         "this tenant has data keys for {0} values of its key-bound context already, which is the limit \
@@ -228,6 +240,7 @@ impl DekPool {
         let error_memory = Duration::from_millis(options.error_memory_ms);
         let active_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
         let open_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
+        let kms_clock = clock.clone();
         let fetch = Arc::new(Fetch {
             rings,
             directory: Directory::new(Arc::clone(&store), Arc::clone(&watch), clock.clone()),
@@ -237,6 +250,8 @@ impl DekPool {
             turns: Turns::new(options),
             cache: Cache::new(options.deks_max, options.tenant_deks_max),
             active: papaya::HashMap::new(),
+            kms_calls: Rate::new(options.tenant_kms_calls_per_min, Duration::from_secs(60), 0)
+                .map(|rate| Buckets::new(rate, kms_clock)),
             bound_scopes_max: options.tenant_bound_scopes_max,
             lifetimes: Lifetimes {
                 plaintext_max: Duration::from_secs(options.dek_plaintext_secs_max),

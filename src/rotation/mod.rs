@@ -116,6 +116,8 @@ pub struct Parts {
     pub watch: Arc<ChangeWatch>,
     /// The time.
     pub clock: Clock,
+    /// The record of what is destroyed.
+    pub audit: Audit,
 }
 
 /// The background task. Cloning is cheap; clones are the same reconciler.
@@ -126,7 +128,6 @@ struct Inner {
     parts: Parts,
     options: Options,
     budget: Budget,
-    audit: Audit,
     /// Names this process as a holder of the lease.
     holder: String,
     /// What KEKs answered, and when (monotonic).
@@ -137,14 +138,13 @@ impl Reconciler {
     /// A reconciler over these parts. Does nothing until it is run.
     pub fn new(parts: Parts, options: Options) -> Self {
         let budget = Budget::new(parts.clock.clone(), options.kms_calls_per_sec_max);
-        let audit = Audit::new(parts.clock.clone());
         let mut random = [0; 16];
         // Without randomness two processes could take each other for themselves; then neither gets the lease.
         let holder = match getrandom::fill(&mut random) {
             Ok(()) => uuid::Builder::from_random_bytes(random).into_uuid().to_string(),
             Err(_) => String::new(),
         };
-        Self(Arc::new(Inner { parts, options, budget, audit, holder, asked: Mutex::default() }))
+        Self(Arc::new(Inner { parts, options, budget, holder, asked: Mutex::default() }))
     }
 
     /// Runs rounds until `stop`. Nothing has to be tidied up afterwards.

@@ -4,6 +4,7 @@ use super::Inner;
 use super::lease::Lease;
 use super::sweep::is_due;
 use super::tenant::random;
+use crate::audit::Who;
 use crate::store::{
     FencedChange, JobKind, JobRecord, JobState, KeyRecord, ShredRecord, StoreError, StoredDek, Target,
 };
@@ -20,19 +21,27 @@ pub(super) async fn destroy(inner: &Inner, lease: &Lease, shred: &ShredRecord) -
     let what = format!("shred.destroy {name}");
     #[expect(clippy::expect_used, reason = "a constant that parses")]
     let principal: PrincipalId = "keyfold:rotation".parse().expect("a valid principal");
-    let attempt = inner.audit.begin_change(what.trim_end(), &principal, Some(&shred.tenant));
+    let who = Who::local(&principal, Some(&shred.tenant));
+    let attempt = match inner.parts.audit.begin_change(what.trim_end(), who).await {
+        Ok(attempt) => attempt,
+        // What is not recorded is not done; the next round tries again.
+        Err(unrecorded) => {
+            tracing::warn!(tenant = %shred.tenant, target = name, %unrecorded, "nothing is shredded");
+            return Ok(());
+        }
+    };
     match destroy_all(inner, lease, shred).await {
         Ok(()) => {
             attempt.done();
             Ok(())
         }
         Err(error @ StoreError::Conflict(_)) => {
-            attempt.failed(&error);
+            attempt.failed("conflict", &error);
             tracing::warn!(tenant = %shred.tenant, target = name, %error, "shredding is tried again");
             Ok(())
         }
         Err(other) => {
-            attempt.failed(&other);
+            attempt.failed("store_unavailable", &other);
             Err(other)
         }
     }

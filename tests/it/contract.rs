@@ -12,7 +12,7 @@ pub(crate) static DOCUMENT: LazyLock<Value> =
 
 /// Every problem: its code, status, and whether the same request may succeed later. A copy on purpose: programs are
 /// written against it, and a change of the table in the service must not go unnoticed.
-pub(crate) const PROBLEMS: [(&str, u16, bool); 22] = [
+pub(crate) const PROBLEMS: [(&str, u16, bool); 24] = [
     ("malformed_request", 400, false),
     ("malformed_envelope", 400, false),
     ("reserved_context", 400, false),
@@ -33,6 +33,8 @@ pub(crate) const PROBLEMS: [(&str, u16, bool); 22] = [
     ("kms_unavailable", 503, true),
     ("store_unavailable", 503, true),
     ("issuer_unavailable", 503, true),
+    ("audit_unavailable", 503, true),
+    ("rate_limited", 429, true),
     ("overloaded", 503, true),
     ("deadline_exceeded", 504, true),
 ];

@@ -306,6 +306,7 @@ fn another(service: &Service, world: &World) -> Reconciler {
             Duration::from_secs(60),
         )),
         clock: world.clock.clone(),
+        audit: keyfold::audit::Audit::new(world.clock.clone()),
     };
     Reconciler::new(parts, rotation::Options { kms_calls_per_sec_max: 1_000_000, ..Default::default() })
 }

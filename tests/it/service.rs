@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use keyfold::access::{Pepper, Principal};
 use keyfold::app::{App, Parts};
+use keyfold::audit::{Audit, Keys};
 use keyfold::clock::{Clock, Timestamp};
 use keyfold::config::Settings;
 use keyfold::http::server::{self, ServerHandle};
@@ -29,6 +30,9 @@ use crate::probes::{FaultyStore, ProbedKms};
 pub(crate) const START: Timestamp = Timestamp::from_unix_ms(1_795_435_200_000);
 /// The KEK that tenants of the tests have.
 pub(crate) const KEK: &str = "local:one";
+
+/// The key of the tests' audit trails.
+pub(crate) const AUDIT_KEY: &[u8] = &[9; 32];
 
 /// What outlives a service: the data folder, the key ring, the time.
 pub(crate) struct World {
@@ -84,7 +88,9 @@ pub(crate) async fn serve(
 ) -> Service {
     let store = Arc::new(FaultyStore::new(open_registry(&settings.registry_file()).await));
     let pepper = Pepper::new(&[7; 32]).unwrap();
-    let parts = Parts { clock: clock.clone(), store: store.clone(), kms, guard, keyring, pepper };
+    let keys = Keys::new(AUDIT_KEY, settings.audit.public_context.clone()).unwrap();
+    let audit = Audit::open(clock.clone(), &settings.audit_options(), &keys).unwrap();
+    let parts = Parts { clock: clock.clone(), store: store.clone(), kms, guard, keyring, pepper, audit };
     let app = App::assemble(settings, parts).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -173,6 +179,11 @@ impl Service {
         };
         let dek = self.store.active_dek(&scope).await.unwrap().unwrap().dek;
         (dek.id.to_string(), dek.messages, dek.bytes)
+    }
+
+    /// Whether the registry has no tenant of this id.
+    pub(crate) async fn store_has_no(&self, tenant: &str) -> bool {
+        self.store.tenant(&tenant.parse().unwrap()).await.unwrap().is_none()
     }
 
     /// Ends the service in good order.

@@ -1,61 +1,24 @@
 //! Files through a service.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, bail};
 use envelope::{EncryptionContext, HEAD_BYTES_MAX, HeadReader};
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Body, Client, Response, Url};
+use reqwest::{Body, Response};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
-use zeroize::Zeroizing;
 
 use super::{Done, FileArgs, Input, OutputFile, Verb};
+use crate::cli::transport::Transport;
 use crate::config::Variables;
 
 /// How much is read at once.
 const PIECE_BYTES: usize = 256 << 10;
-/// How long the service may take to be connected to, and how long it may send nothing.
-const IDLE: Duration = Duration::from_mins(1);
 
-pub(super) struct Service {
-    client: Client,
-    url: Url,
-    headers: HeaderMap,
-}
+pub(super) struct Service(Transport);
 
 impl Service {
     pub(super) fn new(url: &str, args: &FileArgs, variables: &Variables) -> anyhow::Result<Self> {
-        let url: Url = url.parse().with_context(|| format!("{url:?} is not a URL"))?;
-        let loopback = match url.host_str() {
-            Some(host) => host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(is_loopback),
-            None => bail!("{url} names no host"),
-        };
-        match url.scheme() {
-            "https" => {}
-            "http" if loopback || args.unprotected_http => {}
-            "http" => bail!(
-                "{url} has no TLS: your API key and plaintext would cross the network unprotected. Use https, or say \
-                 --unprotected-http"
-            ),
-            other => bail!("{other}: is no scheme of a keyfold service: use https"),
-        }
-        let api_key = variables.value("KEYFOLD_API_KEY").context("set KEYFOLD_API_KEY to your API key")?;
-        let mut headers = HeaderMap::new();
-        let bearer = Zeroizing::new(format!("Bearer {api_key}"));
-        let mut bearer = HeaderValue::from_str(&bearer).context("KEYFOLD_API_KEY is not an API key")?;
-        bearer.set_sensitive(true);
-        headers.insert("authorization", bearer);
-        if let Some(tenant) = &args.tenant {
-            headers.insert("keyfold-tenant", HeaderValue::from_str(tenant.as_str())?);
-        }
-        crate::http::server::use_crypto_provider();
-        let client = Client::builder()
-            // The credential is for this service, and for nobody to whom it may point.
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(IDLE)
-            .build()?;
-        Ok(Self { client, url, headers })
+        Ok(Self(Transport::new(url, args.tenant.as_ref(), args.unprotected_http, variables)?))
     }
 
     pub(super) async fn carry_out(
@@ -65,7 +28,7 @@ impl Service {
         input: &mut Input,
         output: &mut OutputFile,
     ) -> anyhow::Result<Done> {
-        let mut headers = self.headers.clone();
+        let mut headers = self.0.headers.clone();
         if !context.is_empty() {
             headers.insert("keyfold-context", context_header(context)?);
         }
@@ -144,11 +107,11 @@ impl Service {
     }
 
     async fn post(&self, path: &str, headers: HeaderMap, body: Body) -> anyhow::Result<Response> {
-        let url = self.url.join(path)?;
-        let request = self.client.post(url).headers(headers).body(body);
+        let url = self.0.url.join(path)?;
+        let request = self.0.client.post(url).headers(headers).body(body);
         let octets = HeaderValue::from_static("application/octet-stream");
         let response = request.header(HeaderName::from_static("content-type"), octets).send().await;
-        let response = response.with_context(|| format!("{} cannot be reached", self.url))?;
+        let response = response.with_context(|| format!("{} cannot be reached", self.0.url))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -157,13 +120,9 @@ impl Service {
             serde_json::from_slice(&response.bytes().await.unwrap_or_default()).unwrap_or_default();
         match (problem["code"].as_str(), problem["detail"].as_str()) {
             (Some(code), Some(detail)) => bail!("{detail} ({code})"),
-            _ => bail!("{} answers {status}: is it a keyfold service?", self.url),
+            _ => bail!("{} answers {status}: is it a keyfold service?", self.0.url),
         }
     }
-}
-
-fn is_loopback(address: std::net::IpAddr) -> bool {
-    address.is_loopback()
 }
 
 /// As one byte sequence that holds the JSON object: any name and any value can stand in it.

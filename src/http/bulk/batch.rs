@@ -22,6 +22,7 @@ use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::http::HttpState;
 use crate::http::handlers::{JsonBody, Permitted, json};
 use crate::http::json::parse;
+use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
 
 /// The most items that are answered before other work gets its turn.
@@ -141,8 +142,9 @@ async fn answer<V: ItemVerb>(
 ) -> Result<Response, Problem> {
     if is(request.headers(), NDJSON) {
         refuse_raw_headers(request.headers())?;
-        return lines::answer(state, permit, request.into_body()).await;
+        return lines::answer(state, permit, request).await;
     }
+    let tab = request.extensions().get::<Tab>().cloned();
     let JsonBody(body) = JsonBody::from_request(request, &()).await?;
     let items_max = state.options.batch_items_max;
     let work = if body.len() <= INLINE_BYTES {
@@ -152,6 +154,9 @@ async fn answer<V: ItemVerb>(
         let apart = apart.await;
         apart.map_err(|error| Problem::internal(Code::InternalError, &error))??
     };
+    if let Some(tab) = tab {
+        tab.more_items(work.items.len())?;
+    }
     let answers = spread(&state, permit, work).await?;
     let bytes: usize = answers.iter().map(|answers| answers.json.len()).sum();
     let mut out = Vec::with_capacity(bytes + 64);

@@ -108,7 +108,11 @@ pub(in crate::http) trait ItemVerb: PermitVerb + Sized + Send + Sync + 'static {
     /// Answers items one by one, as long as it is held.
     type Answerer<'a>: Answerer;
 
-    fn answerer<'a>(state: &'a HttpState, permit: &'a Permit<Self>, items: usize) -> Self::Answerer<'a>;
+    fn answerer<'a>(
+        state: &'a HttpState,
+        permit: &'a Permit<Self>,
+        items: usize,
+    ) -> impl Future<Output = Result<Self::Answerer<'a>, Problem>> + Send;
 }
 
 /// Answers items.
@@ -123,8 +127,12 @@ pub(in crate::http) trait Answerer: Send {
 impl ItemVerb for Encrypt {
     type Answerer<'a> = (&'a HttpState, Encryptor<'a>);
 
-    fn answerer<'a>(state: &'a HttpState, permit: &'a Permit<Self>, items: usize) -> Self::Answerer<'a> {
-        (state, state.operations.encryptor(permit, items))
+    async fn answerer<'a>(
+        state: &'a HttpState,
+        permit: &'a Permit<Self>,
+        items: usize,
+    ) -> Result<Self::Answerer<'a>, Problem> {
+        Ok((state, state.operations.encryptor(permit, items).await?))
     }
 }
 
@@ -133,6 +141,7 @@ impl Answerer for (&HttpState, Encryptor<'_>) {
         let (state, encryptor) = self;
         let item: EncryptItem<'_> = parse(item)?;
         write_ref(item.reference.as_ref(), out)?;
+        encryptor.name(item.reference.as_ref().map(|reference| &*reference.0));
         let key = encrypt::key_name(state, item.key.as_ref())?;
         let plaintext =
             Base64Plaintext { text: &item.plaintext.0, bytes_max: state.options.plaintext_bytes_max };
@@ -150,8 +159,12 @@ impl Answerer for (&HttpState, Encryptor<'_>) {
 impl ItemVerb for Decrypt {
     type Answerer<'a> = Decryptor<'a>;
 
-    fn answerer<'a>(state: &'a HttpState, permit: &'a Permit<Self>, _: usize) -> Self::Answerer<'a> {
-        state.operations.decryptor(permit)
+    async fn answerer<'a>(
+        state: &'a HttpState,
+        permit: &'a Permit<Self>,
+        _: usize,
+    ) -> Result<Self::Answerer<'a>, Problem> {
+        Ok(state.operations.decryptor(permit).await?)
     }
 }
 
@@ -159,6 +172,7 @@ impl Answerer for Decryptor<'_> {
     async fn answer(&mut self, item: &[u8], out: &mut Vec<u8>) -> Result<(), Problem> {
         let item: DecryptItem<'_> = parse(item)?;
         write_ref(item.reference.as_ref(), out)?;
+        self.name(item.reference.as_ref().map(|reference| &*reference.0));
         let envelope = text::decode(&item.ciphertext.0).map_err(OperationError::from)?;
         let decrypted = self.decrypt(Decryption { envelope, context: item.context.0 }).await?;
         decrypt::write(&decrypted, out)
@@ -172,8 +186,12 @@ impl Answerer for Decryptor<'_> {
 impl ItemVerb for Rewrap {
     type Answerer<'a> = Rewrapper<'a>;
 
-    fn answerer<'a>(state: &'a HttpState, permit: &'a Permit<Self>, items: usize) -> Self::Answerer<'a> {
-        state.operations.rewrapper(permit, items)
+    async fn answerer<'a>(
+        state: &'a HttpState,
+        permit: &'a Permit<Self>,
+        items: usize,
+    ) -> Result<Self::Answerer<'a>, Problem> {
+        Ok(state.operations.rewrapper(permit, items).await?)
     }
 }
 
@@ -181,6 +199,7 @@ impl Answerer for Rewrapper<'_> {
     async fn answer(&mut self, item: &[u8], out: &mut Vec<u8>) -> Result<(), Problem> {
         let item: RewrapItem<'_> = parse(item)?;
         write_ref(item.reference.as_ref(), out)?;
+        self.name(item.reference.as_ref().map(|reference| &*reference.0));
         let envelope = text::decode(&item.ciphertext.0).map_err(OperationError::from)?;
         let (context, weight) = (item.context.0, item.envelope.map(Into::into));
         let rewrapping = Rewrapping { envelope, context, mode: item.mode.into(), weight };
@@ -206,16 +225,17 @@ pub(super) async fn answer_all<'a, V: ItemVerb>(
     items: impl ExactSizeIterator<Item = Result<&'a [u8], Problem>>,
     separator: u8,
 ) -> Answers {
-    let mut answerer = V::answerer(state, permit, items.len());
+    let mut answerer = V::answerer(state, permit, items.len()).await;
     let mut answers = Answers { json: Vec::new(), failed: 0 };
     let mut logged = false;
     for item in items {
         let json = &mut answers.json;
         json.push(b'{');
         let start = json.len();
-        let outcome = match &item {
-            Ok(item) => answerer.answer(item, json).await,
-            Err(problem) => Err(problem.clone()),
+        let outcome = match (&item, &mut answerer) {
+            (Ok(item), Ok(answerer)) => answerer.answer(item, json).await,
+            (Err(problem), _) => Err(problem.clone()),
+            (_, Err(problem)) => Err(problem.clone()),
         };
         if let Err(problem) = outcome {
             json.truncate(start);
@@ -230,7 +250,9 @@ pub(super) async fn answer_all<'a, V: ItemVerb>(
         }
         answers.json.extend_from_slice(&[b'}', separator]);
     }
-    answerer.finish();
+    if let Ok(answerer) = answerer {
+        answerer.finish();
+    }
     answers
 }
 

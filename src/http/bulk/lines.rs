@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
+use axum::extract::Request;
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, header};
 use tokio_util::task::AbortOnDropHandle;
@@ -13,6 +14,7 @@ use super::batch::cut;
 use super::items::{Answers, ItemVerb, answer_all};
 use crate::access::Permit;
 use crate::http::HttpState;
+use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
 use crate::http::transfer::{Answer, Input, Output};
 use crate::operations::{OperationError, Source as _, TransferError};
@@ -20,7 +22,7 @@ use crate::operations::{OperationError, Source as _, TransferError};
 pub(super) async fn answer<V: ItemVerb>(
     state: Arc<HttpState>,
     permit: Permit<V>,
-    body: Body,
+    request: Request,
 ) -> Result<Response, Problem> {
     let pipeline = Pipeline {
         permit: Arc::new(permit),
@@ -28,7 +30,9 @@ pub(super) async fn answer<V: ItemVerb>(
         waiting: VecDeque::new(),
         under_way: VecDeque::new(),
         state: Arc::clone(&state),
+        tab: request.extensions().get::<Tab>().cloned(),
     };
+    let body = request.into_body();
     state.transfers.run(body, Answer::AtOnce, |source, sink| pipeline.run(source, sink)).await
 }
 
@@ -40,6 +44,7 @@ struct Pipeline<V> {
     splitter: Splitter,
     waiting: VecDeque<Vec<Line>>,
     under_way: VecDeque<AbortOnDropHandle<Answers>>,
+    tab: Option<Tab>,
 }
 
 impl<V: ItemVerb> Pipeline<V> {
@@ -93,10 +98,13 @@ impl<V: ItemVerb> Pipeline<V> {
             && let Some(lines) = self.waiting.pop_front()
         {
             let (state, permit) = (Arc::clone(&self.state), Arc::clone(&self.permit));
-            let task =
-                self.state.transfers.tracker().spawn(async move {
-                    answer_all(&state, &permit, lines.iter().map(Line::item), b'\n').await
-                });
+            // Past the quota lines are answered too, one by one: the answer has begun.
+            let bytes: usize = lines.iter().map(Line::length).sum();
+            let refused = self.tab.as_ref().and_then(|tab| tab.more_lines(lines.len(), bytes as u64).err());
+            let task = self.state.transfers.tracker().spawn(async move {
+                let item = |line| refused.clone().map_or_else(|| Line::item(line), Err);
+                answer_all(&state, &permit, lines.iter().map(item), b'\n').await
+            });
             self.under_way.push_back(AbortOnDropHandle::new(task));
         }
     }

@@ -19,7 +19,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
@@ -28,6 +28,7 @@ use super::bulk::refuse_raw_headers;
 use super::json::ObjectOnly;
 use super::middleware::authenticate::Caller;
 use super::middleware::context::ContextRules;
+use super::middleware::quota::Tab;
 use super::problem::{Code, Problem};
 use crate::access::{AdminOf, Operate, Permit, PermitVerb};
 use crate::operations::Page;
@@ -58,17 +59,27 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
             )
         };
         // What is announced is refused before it is sent; what is not announced is counted.
-        let announced =
-            request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let (announced, tab) = (announced(request.headers()), request.extensions().get::<Tab>().cloned());
         if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
             return Err(too_large());
         }
         match Limited::new(request.into_body(), limit).collect().await {
-            Ok(body) => Ok(Self(body.to_bytes())),
+            Ok(body) => {
+                let body = body.to_bytes();
+                if let Some(tab) = tab {
+                    tab.more_bytes(body.len() as u64)?;
+                }
+                Ok(Self(body))
+            }
             Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
             Err(_) => Err(Problem::new(Code::MalformedRequest, "the body ended before it was complete")),
         }
     }
+}
+
+/// How long a body is, where its head says so.
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 fn is_json(media_type: &str) -> bool {
@@ -90,6 +101,9 @@ impl<V: PermitVerb, S: Send + Sync> FromRequestParts<S> for Permitted<V> {
         }
         let caller = caller(parts)?;
         let permit: Permit<V> = caller.0.permit(tenant)?;
+        if let Some(tab) = parts.extensions.get::<Tab>() {
+            tab.open(permit.tenant(), permit.principal(), announced(&parts.headers))?;
+        }
         let Some(circumstances) = &caller.1 else { return Ok(Self(permit)) };
         let circumstances = match parts.extensions.get::<ContextRules>() {
             Some(rules) => rules.for_tenant(circumstances, permit.tenant())?.map(Arc::new),

@@ -19,6 +19,7 @@ use super::edge::REQUEST_ID;
 use crate::access::{Circumstances, Principal, ServiceContext};
 use crate::http::problem::{Code, Problem};
 use crate::http::source::Source;
+use crate::operations::Operations;
 use crate::tenant::TenantId;
 
 /// What the route's context value is: every data-plane route of this version of the interface has the same, or what
@@ -293,26 +294,47 @@ fn one_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'
         .map_err(|_| Problem::new(Code::MalformedRequest, format!("the {name} header is not UTF-8 text")))
 }
 
-/// Works out the circumstances of a call, for the permit.
+/// What the layer needs.
+#[derive(Clone)]
+pub(in crate::http) struct Established {
+    pub(in crate::http) rules: ContextRules,
+    /// Who records what is refused before any verb takes it over, where that is wanted.
+    pub(in crate::http) recorder: Option<Arc<Operations>>,
+}
+
+/// Works out the circumstances of a call, for the permit, and has it recorded where it comes to nothing.
 pub(in crate::http) async fn circumstances(
-    State(rules): State<ContextRules>,
+    State(established): State<Established>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let Some(Caller(principal, _)) = request.extensions().get::<Caller>() else {
+    let Established { rules, recorder } = established;
+    let Some(Caller(principal, _)) = request.extensions().get::<Caller>().cloned() else {
         return Problem::internal(Code::InternalError, "circumstances are asked for before authentication")
             .into_response();
     };
-    let context = match rules.resolve(principal, request.headers()) {
-        Ok(context) => context,
-        Err(problem) => return problem.into_response(),
-    };
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
-    let established = Arc::new(Circumstances::new(id, source(request.extensions()), context));
-    let caller = Caller(Arc::clone(principal), Some(established));
-    request.extensions_mut().insert(caller);
-    request.extensions_mut().insert(rules);
-    next.run(request).await
+    let found = Circumstances::new(id, source(request.extensions()), ServiceContext::default());
+    let resolved = rules.resolve(&principal, request.headers());
+    let route = recorder.is_some().then(|| format!("{} {}", request.method(), request.uri().path()));
+    let (circumstances, response) = match resolved {
+        Ok(context) => {
+            let circumstances = Arc::new(found.with_context(context));
+            let caller = Caller(Arc::clone(&principal), Some(Arc::clone(&circumstances)));
+            request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(rules);
+            (circumstances, next.run(request).await)
+        }
+        Err(problem) => (Arc::new(found), problem.into_response()),
+    };
+    let (Some(recorder), Some(route)) = (recorder, route) else { return response };
+    let problem = response.extensions().get::<Problem>();
+    let Some(problem) = problem.filter(|_| !circumstances.is_taken_over()) else { return response };
+    let who = circumstances.who(&principal);
+    match recorder.record_refusal(&route, who, problem.code.name()).await {
+        Ok(()) => response,
+        Err(error) => Problem::from(error).into_response(),
+    }
 }
 
 fn source(extensions: &Extensions) -> Option<IpAddr> {

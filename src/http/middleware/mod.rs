@@ -5,3 +5,4 @@ pub(super) mod authenticate;
 pub(super) mod context;
 pub(super) mod edge;
 pub(super) mod gate;
+pub(super) mod quota;

@@ -4,6 +4,7 @@ mod batch;
 mod files;
 mod lines;
 mod raw;
+mod recipes;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

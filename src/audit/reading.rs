@@ -1,0 +1,110 @@
+//! Reading a trail back: is it whole, and what does it say.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader};
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::chain::{Fault, Keys, Link, Summary, Verifier};
+use super::output::TrailFiles;
+use crate::clock::Timestamp;
+
+/// Why a trail cannot be vouched for.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// A file cannot be read.
+    #[error("{path} cannot be read: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something is wrong with it.
+    #[error(transparent)]
+    Fault(#[from] Located),
+}
+
+/// What is wrong, and where.
+#[derive(Debug, thiserror::Error)]
+#[error("{path} line {line}: {fault}")]
+pub struct Located {
+    /// In which file; the last one where the trail was cut.
+    pub path: PathBuf,
+    /// In which line, from 1.
+    pub line: u64,
+    /// What.
+    pub fault: Fault,
+}
+
+/// Follows a trail through all its files. What the note beside it and `anchors` tell of has to be met.
+pub fn verify(trail: &TrailFiles, keys: &Keys, anchors: &[Link]) -> Result<Summary, ReadError> {
+    let anchors: Vec<Link> = anchors.iter().copied().chain(trail.noted).collect();
+    let mut verifier = Verifier::new(keys, anchors);
+    let (mut last_path, mut last_line) = (PathBuf::new(), 0);
+    for path in &trail.files {
+        let failed = |source| ReadError::File { path: path.clone(), source };
+        let mut reader = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
+        let (mut line, mut number) = (Vec::new(), 0);
+        loop {
+            line.clear();
+            if reader.read_until(b'\n', &mut line).map_err(failed)? == 0 {
+                break;
+            }
+            number += 1;
+            verifier.line(&line).map_err(|fault| Located { path: path.clone(), line: number, fault })?;
+        }
+        (last_path, last_line) = (path.clone(), number);
+    }
+    Ok(verifier.end().map_err(|fault| Located { path: last_path, line: last_line, fault })?)
+}
+
+/// What is looked for; every part that is given has to fit.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// Members of a record and the text that they must have.
+    pub members: Vec<(&'static str, String)>,
+    /// Not before.
+    pub since: Option<Timestamp>,
+    /// Before.
+    pub until: Option<Timestamp>,
+    /// Context pairs.
+    pub context: Vec<(String, String)>,
+}
+
+impl Query {
+    fn fits(&self, record: &Value, keys: &Keys) -> bool {
+        let at = record["time"].as_str().and_then(Timestamp::parse_rfc3339);
+        self.members.iter().all(|(name, text)| record[*name] == text.as_str())
+            && self.since.is_none_or(|since| at.is_some_and(|at| at >= since))
+            && self.until.is_none_or(|until| at.is_some_and(|at| at < until))
+            && self.context.iter().all(|(name, value)| {
+                let tenant = record["tenant"].as_str().unwrap_or_default();
+                let recorded = &record["context"][name];
+                recorded["value"] == value.as_str()
+                    || recorded["hash"] == keys.value_hash(tenant, name, value).as_str()
+            })
+    }
+}
+
+/// Gives every record that fits, oldest first, as it stands in its file.
+pub fn search(
+    trail: &TrailFiles,
+    keys: &Keys,
+    query: &Query,
+    mut found: impl FnMut(&str),
+) -> Result<(), ReadError> {
+    for path in &trail.files {
+        let failed = |source| ReadError::File { path: path.clone(), source };
+        for line in BufReader::new(File::open(path).map_err(failed)?).lines() {
+            let line = line.map_err(failed)?;
+            let record: Value = serde_json::from_str(&line).unwrap_or_default();
+            let is_record = record["event"] == "call" || record["event"] == "change";
+            if is_record && query.fits(&record, keys) {
+                found(&line);
+            }
+        }
+    }
+    Ok(())
+}

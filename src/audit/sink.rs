@@ -1,0 +1,480 @@
+//! A sink: a bounded queue and a thread that chains, writes and seals what is in it.
+//!
+//! A place in the queue is taken before the work begins, so that there is room for its record whatever happens. What
+//! cannot be written stays in the queue and is tried again; meanwhile a sink that refuses lets no new work begin.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::chain::{Keys, Link, write_event};
+use super::output::Output;
+use super::record::Record;
+use crate::clock::Clock;
+
+/// How long the thread gathers before it writes: under load one wake-up serves many records.
+const GATHER: Duration = Duration::from_millis(5);
+/// How long after a failed write the next try comes.
+const RETRY: Duration = Duration::from_millis(250);
+/// How often what was written is made durable.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// How many records are written at once.
+const BATCH_MAX: usize = 4_096;
+
+/// What happens to work whose record has no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFull {
+    /// It waits for room.
+    Block,
+    /// It is refused, and so is all work while the sink cannot write.
+    #[default]
+    Refuse,
+    /// It is done without a record; how many there were is recorded later.
+    DropAndCount,
+}
+
+/// What all sinks share.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) queue_records_max: usize,
+    pub(super) seal_records: u64,
+    pub(super) seal_every: Duration,
+}
+
+pub(super) enum Message {
+    Record(Arc<Record>),
+    Durable(oneshot::Sender<bool>),
+    Close,
+}
+
+/// The side of a sink on which work goes on.
+pub(super) struct Sink {
+    name: &'static str,
+    on_full: OnFull,
+    slots: Arc<Semaphore>,
+    state: Arc<State>,
+    sender: Sender<Message>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct State {
+    failing: AtomicBool,
+    dropped: AtomicU64,
+}
+
+impl Sink {
+    pub(super) fn start(
+        name: &'static str,
+        on_full: OnFull,
+        settings: &Settings,
+        clock: Clock,
+        keys: Keys,
+        start: Start,
+    ) -> io::Result<Self> {
+        let slots = Arc::new(Semaphore::new(settings.queue_records_max));
+        let state = Arc::new(State::default());
+        let (sender, receiver) = channel();
+        let writer = Writer {
+            name,
+            slots: Arc::clone(&slots),
+            state: Arc::clone(&state),
+            settings: settings.clone(),
+            synced_at: clock.monotonic(),
+            sealed_at: clock.monotonic(),
+            clock,
+            keys,
+            link: start.link,
+            output: start.output,
+            lines: vec![],
+            done_bytes: 0,
+            records: 0,
+            unsealed: 0,
+            unsynced: false,
+        };
+        let (is_new, torn_bytes) = (start.is_new, start.torn_bytes);
+        let thread = std::thread::Builder::new()
+            .name(format!("audit-{name}"))
+            .spawn(move || writer.run(&receiver, is_new, torn_bytes))?;
+        Ok(Self { name, on_full, slots, state, sender, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Takes a place for one record. `Ok(false)` where the work goes on without one.
+    pub(super) async fn reserve(&self) -> Result<bool, Full> {
+        if self.on_full == OnFull::Refuse && self.state.failing.load(Ordering::Acquire) {
+            return Err(Full(self.name));
+        }
+        if let Ok(slot) = self.slots.try_acquire() {
+            slot.forget();
+            return Ok(true);
+        }
+        match self.on_full {
+            OnFull::Refuse => Err(Full(self.name)),
+            OnFull::DropAndCount => {
+                self.state.dropped.fetch_add(1, Ordering::Relaxed);
+                Ok(false)
+            }
+            OnFull::Block => match self.slots.acquire().await {
+                Ok(slot) => {
+                    slot.forget();
+                    Ok(true)
+                }
+                Err(_) => Err(Full(self.name)),
+            },
+        }
+    }
+
+    /// Gives back a place that was taken.
+    pub(super) fn release(&self) {
+        self.slots.add_permits(1);
+    }
+
+    /// Sends a record for which a place was taken.
+    pub(super) fn send(&self, record: Arc<Record>) {
+        if self.sender.send(Message::Record(record)).is_err() {
+            tracing::error!(target: "keyfold::audit", sink = self.name, "a record came after the sink was closed");
+        }
+    }
+
+    /// Waits until all that was sent is durable. False where the sink cannot write; always true where it may drop.
+    pub(super) async fn durable(&self) -> bool {
+        let (answer, written) = oneshot::channel();
+        let sent = self.sender.send(Message::Durable(answer)).is_ok();
+        let written = sent && written.await.unwrap_or(false);
+        written || self.on_full == OnFull::DropAndCount
+    }
+
+    /// Writes what is there, seals it and ends the thread. Blocks.
+    pub(super) fn close(&self) {
+        let _ = self.sender.send(Message::Close);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A sink has no room, or cannot write.
+#[derive(Debug)]
+pub(super) struct Full(pub(super) &'static str);
+
+/// Where a sink begins.
+pub(super) struct Start {
+    pub(super) output: Box<dyn Output>,
+    pub(super) link: Link,
+    pub(super) is_new: bool,
+    pub(super) torn_bytes: u64,
+}
+
+/// The thread's side.
+struct Writer {
+    name: &'static str,
+    slots: Arc<Semaphore>,
+    state: Arc<State>,
+    settings: Settings,
+    clock: Clock,
+    keys: Keys,
+    link: Link,
+    output: Box<dyn Output>,
+    /// Lines that are chained; the first `done_bytes` of them are written.
+    lines: Vec<u8>,
+    done_bytes: usize,
+    /// How many places these lines hold.
+    records: usize,
+    unsealed: u64,
+    sealed_at: Duration,
+    synced_at: Duration,
+    unsynced: bool,
+}
+
+impl Writer {
+    fn run(mut self, receiver: &Receiver<Message>, is_new: bool, torn_bytes: u64) {
+        if is_new {
+            self.event("open", None);
+        }
+        if torn_bytes > 0 {
+            self.event("recovered", Some(("torn_bytes", torn_bytes)));
+        }
+        let (mut waiting, mut closing) = (vec![], false);
+        while !closing {
+            closing = self.gather(receiver, &mut waiting);
+            self.count_dropped();
+            let outcome = self.write().and_then(|()| self.keep(!waiting.is_empty(), closing));
+            self.tell(&outcome);
+            for answer in waiting.drain(..) {
+                let _ = answer.send(outcome.is_ok());
+            }
+            if outcome.is_err() && closing {
+                tracing::error!(target: "keyfold::audit", sink = self.name, lost = self.records, "records could not be written before the end");
+            }
+        }
+    }
+
+    /// Waits for messages, and takes what has come. True at the end.
+    fn gather(&mut self, receiver: &Receiver<Message>, waiting: &mut Vec<oneshot::Sender<bool>>) -> bool {
+        let failing = self.state.failing.load(Ordering::Acquire);
+        let patience = if failing { RETRY } else { SYNC_EVERY };
+        let mut next = match receiver.recv_timeout(patience) {
+            Ok(message) => message,
+            Err(RecvTimeoutError::Timeout) => return false,
+            Err(RecvTimeoutError::Disconnected) => return true,
+        };
+        if matches!(next, Message::Record(_)) {
+            std::thread::park_timeout(GATHER);
+        }
+        loop {
+            match next {
+                Message::Record(record) => {
+                    let from = self.lines.len();
+                    record.write(self.link.seq + 1, &self.keys, &mut self.lines);
+                    self.link.close(&self.keys, &mut self.lines, from);
+                    self.records += 1;
+                    self.unsealed += 1;
+                }
+                Message::Durable(answer) => waiting.push(answer),
+                Message::Close => return true,
+            }
+            if self.records >= BATCH_MAX && !failing {
+                return false;
+            }
+            match receiver.try_recv() {
+                Ok(message) => next = message,
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn event(&mut self, event: &str, number: Option<(&str, u64)>) {
+        write_event(&mut self.link, &self.keys, &mut self.lines, event, self.clock.now(), number);
+    }
+
+    fn count_dropped(&mut self) {
+        let dropped = self.state.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            self.event("dropped", Some(("records", dropped)));
+            self.unsealed += 1;
+        }
+    }
+
+    /// Writes the lines, as far as that goes. What was written is never written again.
+    fn write(&mut self) -> io::Result<()> {
+        while self.done_bytes < self.lines.len() {
+            match self.output.write(&self.lines[self.done_bytes..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.done_bytes += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            self.unsynced = true;
+        }
+        self.lines.clear();
+        self.done_bytes = 0;
+        self.slots.add_permits(std::mem::take(&mut self.records));
+        Ok(())
+    }
+
+    /// Seals, syncs and rotates as it is due.
+    fn keep(&mut self, durable: bool, closing: bool) -> io::Result<()> {
+        let now = self.clock.monotonic();
+        let seal_due = self.unsealed >= self.settings.seal_records
+            || now.saturating_sub(self.sealed_at) >= self.settings.seal_every
+            || closing
+            || self.output.is_full();
+        if self.unsealed > 0 && seal_due {
+            self.seal()?;
+        } else if self.unsynced && (durable || now.saturating_sub(self.synced_at) >= SYNC_EVERY) {
+            self.sync()?;
+        }
+        // Not at the end, which is to be a seal.
+        if self.output.is_full() && !closing {
+            self.output.rotate()?;
+            self.event("open", None);
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    fn seal(&mut self) -> io::Result<()> {
+        let records = self.unsealed;
+        self.unsealed = 0;
+        self.sealed_at = self.clock.monotonic();
+        self.event("seal", Some(("records", records)));
+        self.write()?;
+        self.sync()?;
+        self.output.note(&self.link)?;
+        // The log goes elsewhere: what it keeps shows a trail that was cut or replaced.
+        tracing::info!(target: "keyfold::audit", sink = self.name, anchor = self.link.anchor(), records, "sealed");
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.output.sync()?;
+        self.unsynced = false;
+        self.synced_at = self.clock.monotonic();
+        Ok(())
+    }
+
+    fn tell(&self, outcome: &io::Result<()>) {
+        let failed_before = self.state.failing.swap(outcome.is_err(), Ordering::AcqRel);
+        match outcome {
+            Err(error) if !failed_before => {
+                tracing::error!(target: "keyfold::audit", sink = self.name, %error, "records cannot be written");
+            }
+            Ok(()) if failed_before => {
+                tracing::info!(target: "keyfold::audit", sink = self.name, "records are written again");
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{Attempt, Audit, Verifier, Who};
+    use crate::clock::Timestamp;
+    use crate::tenant::Verb;
+
+    /// An output with room for so many bytes, which then is full until it gets more.
+    #[derive(Clone, Default)]
+    struct Bounded(Arc<Mutex<(Vec<u8>, usize)>>);
+
+    impl Bounded {
+        fn give(&self, room: usize) {
+            self.0.lock().unwrap().1 = room;
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().0.clone()).unwrap()
+        }
+    }
+
+    impl Output for Bounded {
+        fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+            let (written, room) = &mut *self.0.lock().unwrap();
+            let taken = lines.len().min(*room);
+            if taken == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            written.extend_from_slice(&lines[..taken]);
+            *room -= taken;
+            Ok(taken)
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn keys() -> Keys {
+        Keys::new(&[3; 32], vec![]).unwrap()
+    }
+
+    fn audit(output: &Bounded, on_full: OnFull, queue_records_max: usize) -> Audit {
+        let clock = Clock::manual(Timestamp::from_unix_ms(0));
+        let settings =
+            Settings { queue_records_max, seal_records: 1_000, seal_every: Duration::from_secs(60) };
+        let output = Box::new(output.clone());
+        let start = Start { output, link: Link::START, is_new: true, torn_bytes: 0 };
+        let sink = Sink::start("test", on_full, &settings, clock.clone(), keys(), start).unwrap();
+        Audit { clock, sinks: Arc::new([sink]) }
+    }
+
+    async fn begin<'a>(audit: &'a Audit, who: &'a crate::tenant::PrincipalId) -> Option<Attempt<'a>> {
+        audit.begin(Verb::Encrypt, Who::local(who, None)).await.ok()
+    }
+
+    /// Every record of an output, after it was verified.
+    fn outcomes(output: &Bounded) -> Vec<(String, String)> {
+        let (text, keys) = (output.text(), keys());
+        let mut verifier = Verifier::new(&keys, vec![]);
+        let read = text.split_inclusive('\n').map(|line| {
+            verifier.line(line.as_bytes()).unwrap();
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            let word = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+            let number = record["records"].to_string();
+            (word("event"), if word("outcome").is_empty() { number } else { word("outcome") })
+        });
+        read.collect()
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_written_is_written_once_when_there_is_room_again() {
+        let (output, who) = (Bounded::default(), "api-key:x".parse().unwrap());
+        output.give(500);
+        let audit = audit(&output, OnFull::Refuse, 100);
+        for _ in 0..5 {
+            begin(&audit, &who).await.unwrap().done();
+        }
+        assert!(!audit.flush().await, "five records need more than 500 bytes");
+        assert!(begin(&audit, &who).await.is_none(), "nothing begins while the disk is full");
+        output.give(usize::MAX);
+        assert!(audit.flush().await);
+        begin(&audit, &who).await.unwrap().failed("forbidden", &"no");
+        drop(begin(&audit, &who).await.unwrap());
+        audit.close();
+        let told: Vec<String> =
+            outcomes(&output).into_iter().filter(|(event, _)| event == "call").map(|(_, o)| o).collect();
+        assert_eq!(told, ["done", "done", "done", "done", "done", "failed", "abandoned"]);
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_waits_or_counts_exactly_at_its_limit() {
+        let who = "api-key:x".parse().unwrap();
+        let output = Bounded::default();
+        output.give(usize::MAX);
+        let refusing = audit(&output, OnFull::Refuse, 2);
+        let (one, two) = (begin(&refusing, &who).await.unwrap(), begin(&refusing, &who).await.unwrap());
+        assert!(begin(&refusing, &who).await.is_none());
+        one.done();
+        assert!(refusing.flush().await);
+        let three = begin(&refusing, &who).await.unwrap();
+        drop((two, three));
+
+        let output = Bounded::default();
+        output.give(usize::MAX);
+        let counting = audit(&output, OnFull::DropAndCount, 1);
+        let kept = begin(&counting, &who).await.unwrap();
+        for _ in 0..3 {
+            begin(&counting, &who).await.unwrap().done();
+        }
+        kept.done();
+        counting.close();
+        let dropped: u64 = outcomes(&output)
+            .iter()
+            .filter(|(event, _)| event == "dropped")
+            .map(|(_, records)| records.parse::<u64>().unwrap())
+            .sum();
+        assert_eq!(dropped, 3);
+
+        let output = Bounded::default();
+        output.give(usize::MAX);
+        let waiting = audit(&output, OnFull::Block, 1);
+        let first = begin(&waiting, &who).await.unwrap();
+        let mut second = Box::pin(begin(&waiting, &who));
+        assert!(futures_poll(second.as_mut()).is_none(), "it waits");
+        first.done();
+        second.await.unwrap().done();
+        waiting.close();
+        assert_eq!(outcomes(&output).iter().filter(|(event, _)| event == "call").count(), 2);
+    }
+
+    fn futures_poll<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match future.poll(&mut context) {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
+        }
+    }
+}

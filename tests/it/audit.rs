@@ -1,0 +1,296 @@
+//! The record of who did what: it is complete, it can be verified, and what is not recorded is not done.
+
+use std::fs;
+use std::path::Path;
+
+use keyfold::audit::{self, Fault, Keys, Link, ReadError, TrailFiles, Verifier};
+use keyfold::config::{AuditFileSettings, Settings};
+use keyfold::tenant::Verb;
+use serde_json::{Value, json};
+
+use crate::service::{AUDIT_KEY, World};
+
+fn keys() -> Keys {
+    Keys::new(AUDIT_KEY, vec![]).unwrap()
+}
+
+/// A world whose services write an audit file.
+async fn world(more: impl FnOnce(&mut Settings)) -> World {
+    let mut world = World::new().await;
+    world.settings.audit.file = Some(AuditFileSettings::default());
+    more(&mut world.settings);
+    world
+}
+
+fn trail(world: &World) -> TrailFiles {
+    audit::trails(&world.settings.audit_file()).unwrap().remove(0)
+}
+
+fn records(world: &World) -> Vec<Value> {
+    let files = trail(world).files;
+    let text: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn fault(trail: &TrailFiles, anchors: &[Link]) -> (u64, Fault) {
+    match audit::verify(trail, &keys(), anchors) {
+        Err(ReadError::Fault(located)) => (located.line, located.fault),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_and_change_is_recorded_with_who_what_and_how_it_ended_and_no_value() {
+    let world = world(|settings| settings.audit.public_context = vec!["purpose".to_owned()]).await;
+    let service = world.start_without_keeper().await;
+    service.tenant("acme").await;
+    let caller = service.caller(&["acme"], &[Verb::Encrypt, Verb::Decrypt]).await;
+    let context = json!({"patient": "canary-value", "purpose": "billing"});
+    let sealed = caller.with_header("x-request-id", "call-1").encrypt(b"canary-plaintext", &context).await;
+    caller.try_decrypt(&sealed, &json!({"patient": "other-canary"})).await.problem("context_mismatch");
+    caller.post("/v1/rewrap", &json!({"ciphertext": sealed})).await.problem("forbidden");
+    caller.post_text("/v1/encrypt", "{").await.problem("malformed_request");
+    let (token, id) = (caller.token().to_owned(), caller.token()[3..19].to_owned());
+    service.stop().await;
+
+    let summary = audit::verify(&trail(&world), &keys(), &[]).unwrap();
+    assert!(summary.sealed && summary.first == 1);
+    let raw = fs::read_to_string(world.settings.audit_file()).unwrap();
+    for secret in ["canary", &token, token.rsplit('_').next().unwrap()] {
+        assert!(!raw.contains(secret), "{secret} is in the audit");
+    }
+    let all = records(&world);
+    let calls: Vec<&Value> = all.iter().filter(|record| record["event"] == "call").collect();
+    assert_eq!(calls.len(), 4, "{calls:#?}");
+    let (sealed, refused) = (calls[0], calls[1]);
+    for (name, expected) in [
+        ("what", "encrypt"),
+        ("outcome", "done"),
+        ("principal", &format!("api-key:{id}")),
+        ("method", "api-key"),
+        ("source", "127.0.0.1"),
+        ("request_id", "call-1"),
+        ("tenant", "acme"),
+        ("key", "default"),
+        ("time", "2026-11-23T12:00:00Z"),
+    ] {
+        assert_eq!(sealed[name], expected, "{name}");
+    }
+    assert_eq!(sealed["bytes_in"], 16);
+    assert!(sealed["bytes_out"].as_u64().unwrap() > 16 && sealed["dek"].is_string());
+    assert!(sealed["micros"].is_u64());
+    assert_eq!(sealed["context"]["purpose"], json!({"value": "billing"}));
+    let hash = keys().value_hash("acme", "patient", "canary-value");
+    assert_eq!(sealed["context"]["patient"], json!({"hash": hash}));
+    assert_eq!((&refused["what"], &refused["outcome"]), (&json!("decrypt"), &json!("failed")));
+    assert_eq!((&refused["code"], &refused["dek"]), (&json!("context_mismatch"), &sealed["dek"]));
+    assert_ne!(refused["context"]["patient"], sealed["context"]["patient"]);
+    for (call, code) in [(calls[2], "forbidden"), (calls[3], "malformed_request")] {
+        assert_eq!((&call["outcome"], &call["code"]), (&json!("refused"), &json!(code)));
+    }
+    let changes: Vec<_> = all.iter().filter(|record| record["event"] == "change").collect();
+    let told: Vec<_> = changes.iter().map(|r| (r["what"].clone(), r["outcome"].clone())).collect();
+    let expected = ["tenant.create", "tenant.create", "api-key.create", "api-key.create"];
+    let outcomes = ["begin", "done", "begin", "done"];
+    assert_eq!(told, expected.iter().zip(outcomes).map(|(w, o)| (json!(w), json!(o))).collect::<Vec<_>>());
+}
+
+/// A file of this many short records.
+async fn long_trail(world: &World, records: usize) -> TrailFiles {
+    let options = world.settings.audit_options();
+    let audit = audit::Audit::open(world.clock.clone(), &options, &keys()).unwrap();
+    let (principal, tenant) = ("api-key:x".parse().unwrap(), "acme".parse().unwrap());
+    for _ in 0..records {
+        let who = audit::Who::local(&principal, Some(&tenant));
+        audit.begin(Verb::Encrypt, who).await.unwrap().done();
+    }
+    assert!(audit.flush().await);
+    audit.close();
+    trail(world)
+}
+
+/// Changes each byte of a line, one bit of it, and has the change found.
+fn every_byte_counts(before: &Verifier<'_>, line: &[u8], number: usize) {
+    let mut other = line.to_vec();
+    for at in 0..line.len() {
+        // Another bit for each byte: over the lines every bit of every kind of byte is met.
+        other[at] ^= 1 << ((at + number) % 8);
+        let mut parts = other.split_inclusive(|byte| *byte == b'\n');
+        let followed = parts.try_fold(before.clone(), |mut verifier, part| {
+            verifier.line(part)?;
+            Ok::<_, Fault>(verifier)
+        });
+        assert!(followed.is_err(), "byte {at} of {}", String::from_utf8_lossy(line));
+        other[at] = line[at];
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_of_a_single_byte_of_ten_thousand_records_is_found() {
+    let world = world(|settings| settings.audit.queue_records_max = 20_000).await;
+    let trail = long_trail(&world, 10_000).await;
+    let file = &trail.files[0];
+    let bytes = fs::read(file).unwrap();
+    let keys = keys();
+    assert!(audit::verify(&trail, &keys, &[]).unwrap().last.seq > 10_000);
+    // A line's code depends on nothing that comes after it: so for each byte it is enough to look at its line, from
+    // the state before. Only a line break reaches into the next one.
+    let lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
+    let mut verifier = Verifier::new(&keys, vec![]);
+    let states: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            let before = verifier.clone();
+            verifier.line(line).unwrap();
+            before
+        })
+        .collect();
+    let (states, lines) = (&states, &lines);
+    std::thread::scope(|scope| {
+        for part in 0..2 {
+            scope.spawn(move || {
+                for at in (part..lines.len()).step_by(2) {
+                    every_byte_counts(&states[at], lines[at], at);
+                }
+            });
+        }
+    });
+    // And all the way through the file as the command does it, for some.
+    for at in (0..bytes.len()).step_by(bytes.len() / 23) {
+        let mut other = bytes.clone();
+        other[at] = other[at].wrapping_add(1);
+        fs::write(file, &other).unwrap();
+        let (line, _) = fault(&trail, &[]);
+        let expected = bytes[..at].iter().filter(|byte| **byte == b'\n').count() as u64 + 1;
+        assert_eq!(line, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_reordered_repeated_cut_and_replaced_records_are_found() {
+    let world = world(|_| ()).await;
+    let trail = long_trail(&world, 50).await;
+    let file = &trail.files[0];
+    let text = fs::read_to_string(file).unwrap();
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let last = audit::verify(&trail, &keys(), &[]).unwrap().last;
+    let with = |lines: &[&str]| fs::write(file, lines.concat()).unwrap();
+    let out_of_order = |expected, found| Fault::OutOfOrder { expected, found };
+
+    with(&[&lines[..10], &lines[11..]].concat());
+    assert_eq!(fault(&trail, &[]), (11, out_of_order(11, 12)));
+    with(&[&lines[..10], &[lines[11], lines[10]], &lines[12..]].concat());
+    assert_eq!(fault(&trail, &[]), (11, out_of_order(11, 12)));
+    with(&[&lines[..10], &lines[9..]].concat());
+    assert_eq!(fault(&trail, &[]), (11, out_of_order(11, 10)));
+    with(&lines[1..]);
+    assert_eq!(fault(&trail, &[]), (1, Fault::NoBeginning));
+    fs::write(file, &text[..text.len() - 1]).unwrap();
+    assert_eq!(fault(&trail, &[]).1, Fault::Torn);
+    // Cut at a record: the note beside it knows better; without the note an anchor from the log does.
+    with(&lines[..20]);
+    assert_eq!(fault(&trail, &[]).1, Fault::Truncated(last.seq));
+    let alone = TrailFiles { noted: None, ..self::trail(&world) };
+    assert!(!audit::verify(&alone, &keys(), &[]).unwrap().sealed);
+    assert_eq!(fault(&alone, &[last]).1, Fault::Truncated(last.seq));
+    // Without the key nobody makes a record that fits.
+    let forger = Keys::new(&[8; 32], vec![]).unwrap();
+    with(&lines);
+    assert!(audit::verify(&trail, &forger, &[]).is_err());
+    assert!(audit::verify(&trail, &keys(), &[Link { mac: [0; 32], ..last }]).is_err());
+    assert!(audit::verify(&trail, &keys(), &[last]).is_ok());
+    // A service does not go on after what was cut, and says why.
+    with(&lines[..20]);
+    let refused = audit::Audit::open(world.clock.clone(), &world.settings.audit_options(), &keys());
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("keyfold audit verify"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_and_a_rotation_go_on_with_the_chain_and_a_torn_line_is_told() {
+    let world = world(|settings| settings.audit.file.as_mut().unwrap().rotate_bytes = 4_096).await;
+    long_trail(&world, 30).await;
+    // A crash in the middle of a line.
+    let file = world.settings.audit_file();
+    let mut bytes = fs::read(&file).unwrap();
+    bytes.extend_from_slice(b"{\"seq\":9999,\"ti");
+    fs::write(&file, bytes).unwrap();
+    let mut trail = TrailFiles { files: vec![], noted: None };
+    for _ in 0..10 {
+        trail = long_trail(&world, 30).await;
+    }
+    assert!(trail.files.len() > 5, "{:?}", trail.files);
+    let summary = audit::verify(&trail, &keys(), &[]).unwrap();
+    assert!(summary.sealed && summary.first == 1);
+    let all = records(&world);
+    assert_eq!(all.iter().filter(|record| record["event"] == "call").count(), 330);
+    let torn: Vec<_> = all.iter().filter(|record| record["event"] == "recovered").collect();
+    assert_eq!(torn.len(), 1);
+    assert_eq!(torn[0]["torn_bytes"], 15);
+    // A former file that is taken away is missed: the rest tells where it begins, or does not hold.
+    fs::remove_file(&trail.files[1]).unwrap();
+    assert!(audit::verify(&self::trail(&world), &keys(), &[]).is_err());
+    fs::remove_file(&trail.files[0]).unwrap();
+    assert!(audit::verify(&self::trail(&world), &keys(), &[]).unwrap().first > 1);
+    // Two processes do not write into one file.
+    let options = world.settings.audit_options();
+    let one = audit::Audit::open(world.clock.clone(), &options, &keys()).unwrap();
+    let two = audit::Audit::open(world.clock.clone(), &options, &keys()).unwrap();
+    one.close();
+    two.close();
+    let trails = audit::trails(&file).unwrap();
+    assert_eq!(trails.len(), 2);
+    assert_eq!(audit::verify(&trails[1], &keys(), &[]).unwrap().first, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_rather_than_forgets() {
+    let world = World::new().await;
+    let service = world.start_without_keeper().await;
+    service.tenant("acme").await;
+    let token = service.token(&["acme"], &Verb::ALL).await;
+    service.stop().await;
+    let mut world = world;
+    world.settings.audit.file = Some(AuditFileSettings::default());
+    let file = world.settings.audit_file();
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink(Path::new("/dev/full"), &file).unwrap();
+    let service = world.start_without_keeper().await;
+    let caller = service.anonymous().with_token(token);
+    // The change is not made: its beginning cannot be written.
+    let tenant = json!({"tenant": "late", "keks": [{"kek": "local:one"}]});
+    caller.post("/v1/tenants", &tenant).await.problem("audit_unavailable");
+    assert!(service.store_has_no("late").await);
+    let answer = caller.try_encrypt(b"hello", &json!({})).await;
+    answer.problem("audit_unavailable");
+    assert_eq!(answer.status, 503);
+    assert!(answer.headers.contains_key("retry-after"));
+    // What is refused anyway is refused for this reason: it could not be recorded either.
+    caller.post_text("/v1/encrypt", "{").await.problem("audit_unavailable");
+    assert_eq!(service.anonymous().get("/live").await.status, 200);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_local_syslog_gets_each_record_as_a_datagram() {
+    let mut world = World::new().await;
+    let socket = world.path("log");
+    let log = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    world.settings.audit.syslog =
+        Some(keyfold::config::AuditSyslogSettings { path: socket, ..Default::default() });
+    let service = world.start_without_keeper().await;
+    service.tenant("acme").await;
+    service.stop().await;
+    let (mut buffer, mut lines) = ([0; 4_096], vec![]);
+    log.set_nonblocking(true).unwrap();
+    while let Ok(bytes) = log.recv(&mut buffer) {
+        let text = String::from_utf8_lossy(&buffer[..bytes]).into_owned();
+        lines.push(text.strip_prefix("<85>1 - - keyfold - audit - ").unwrap().to_owned() + "\n");
+    }
+    let keys = keys();
+    let mut verifier = Verifier::new(&keys, vec![]);
+    for line in &lines {
+        verifier.line(line.as_bytes()).unwrap();
+    }
+    assert!(verifier.end().unwrap().sealed && lines.iter().any(|line| line.contains("tenant.create")));
+}

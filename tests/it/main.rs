@@ -29,6 +29,7 @@ mod kms_aws;
 mod kms_contract;
 mod kms_moto;
 mod lanes;
+mod matrix;
 mod layering;
 mod listener;
 mod pki;

@@ -48,6 +48,7 @@ mod reencrypt;
 mod rotation;
 mod rotation_contract;
 mod secrets_stay_secret;
+mod security_page;
 mod service;
 mod shutdown;
 mod store_contract;

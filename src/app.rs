@@ -119,7 +119,7 @@ impl App {
             &lifecycle.tracker,
         );
         let rules = settings.access.rules()?;
-        let access = Access::new(Arc::clone(&store), Arc::clone(&watch), clock.clone(), pepper, rules)?;
+        let access = Access::new(Arc::clone(&registry), Arc::clone(&watch), clock.clone(), pepper, rules)?;
         let access = Arc::new(access);
         let rotation = Reconciler::new(
             crate::rotation::Parts {

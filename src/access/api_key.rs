@@ -13,6 +13,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use super::granted::Book;
 use super::rules::Rules;
 use super::{AuthenticationError, Principal};
 use crate::clock::{Clock, Timestamp};
@@ -150,6 +151,8 @@ struct Known {
     revoked: bool,
     principal: Arc<Principal>,
     seen_mark: u64,
+    /// The grants that the principal was made with.
+    book: Arc<Book>,
 }
 
 impl ApiKeys {
@@ -169,22 +172,28 @@ impl ApiKeys {
         &self.pepper
     }
 
-    pub(super) async fn authenticate(&self, bearer: &str) -> Result<Arc<Principal>, AuthenticationError> {
+    pub(super) async fn authenticate(
+        &self,
+        bearer: &str,
+        book: &Arc<Book>,
+    ) -> Result<Arc<Principal>, AuthenticationError> {
         let token = Token::parse(bearer).ok_or(AuthenticationError::Malformed)?;
-        let known = match self.remembered(token.id) {
+        let known = match self.remembered(token.id, book) {
             Some(known) => known,
-            None => self.looked_up(token.id).await?,
+            None => self.looked_up(token.id, book).await?,
         };
         self.check(&known, &token)
     }
 
-    fn remembered(&self, id: &str) -> Option<Arc<Known>> {
+    fn remembered(&self, id: &str, book: &Arc<Book>) -> Option<Arc<Known>> {
         let known = self.known.pin().get(id).cloned()?;
-        let current = known.seen_mark == self.mark.now() && self.watch.is_current(self.clock.monotonic());
+        let current = known.seen_mark == self.mark.now()
+            && Arc::ptr_eq(&known.book, book)
+            && self.watch.is_current(self.clock.monotonic());
         current.then_some(known)
     }
 
-    async fn looked_up(&self, id: &str) -> Result<Arc<Known>, AuthenticationError> {
+    async fn looked_up(&self, id: &str, book: &Arc<Book>) -> Result<Arc<Known>, AuthenticationError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.mark.now();
         let unknown = AuthenticationError::Refused("no such API key");
@@ -196,13 +205,14 @@ impl ApiKeys {
             self.unknown.insert(id.to_owned(), seen_mark);
             return Err(unknown);
         };
-        let principal = self.rules.of_api_key(&record).ok_or(AuthenticationError::Malformed)?;
+        let principal = self.rules.of_api_key(book, &record).ok_or(AuthenticationError::Malformed)?;
         let known = Arc::new(Known {
             secret_hash: record.secret_hash,
             expires_at: record.expires_at,
             revoked: record.revoked_at.is_some(),
             principal: Arc::new(principal),
             seen_mark,
+            book: Arc::clone(book),
         });
         self.known.pin().insert(id.to_owned(), Arc::clone(&known));
         Ok(known)

@@ -15,6 +15,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use sha2::{Digest, Sha256};
 
+use super::granted::Book;
 use super::rules::{CertificateRule, Rules, SanRule};
 use super::{Attributes, AuthenticationError, Principal};
 use crate::clock::Clock;
@@ -53,6 +54,8 @@ struct Trusted(Arc<dyn ClientCertVerifier>);
 struct Remembered {
     outcome: Result<Arc<Principal>, &'static str>,
     trusted: Arc<Trusted>,
+    /// The grants that the principal was made with.
+    book: Arc<Book>,
     verified_at: Duration,
 }
 
@@ -104,7 +107,11 @@ impl ClientCertificates {
     }
 
     /// Finds out whose this chain is, the client's own certificate first.
-    pub(super) fn authenticate(&self, chain: &[Vec<u8>]) -> Result<Arc<Principal>, AuthenticationError> {
+    pub(super) fn authenticate(
+        &self,
+        chain: &[Vec<u8>],
+        book: &Arc<Book>,
+    ) -> Result<Arc<Principal>, AuthenticationError> {
         let (Some(own), Some(trusted)) = (chain.first(), self.trusted.load_full()) else {
             return Err(AuthenticationError::Missing);
         };
@@ -112,11 +119,13 @@ impl ClientCertificates {
         let now = self.clock.monotonic();
         let recheck = Duration::from_secs(self.rules.certificate_recheck_secs);
         let remembered = self.remembered.get(&fingerprint).filter(|known| {
-            Arc::ptr_eq(&known.trusted, &trusted) && now.saturating_sub(known.verified_at) < recheck
+            Arc::ptr_eq(&known.trusted, &trusted)
+                && Arc::ptr_eq(&known.book, book)
+                && now.saturating_sub(known.verified_at) < recheck
         });
         let remembered = remembered.unwrap_or_else(|| {
-            let outcome = self.verify(&trusted, chain, fingerprint);
-            let fresh = Arc::new(Remembered { outcome, trusted, verified_at: now });
+            let outcome = self.verify(&trusted, chain, fingerprint, book);
+            let fresh = Arc::new(Remembered { outcome, trusted, book: Arc::clone(book), verified_at: now });
             self.remembered.insert(fingerprint, Arc::clone(&fresh));
             fresh
         });
@@ -128,6 +137,7 @@ impl ClientCertificates {
         trusted: &Trusted,
         chain: &[Vec<u8>],
         fingerprint: Fingerprint,
+        book: &Book,
     ) -> Result<Arc<Principal>, &'static str> {
         let chain: Vec<CertificateDer<'_>> =
             chain.iter().map(|certificate| CertificateDer::from(certificate.as_slice())).collect();
@@ -137,7 +147,8 @@ impl ClientCertificates {
             .verify_client_cert(own, intermediates, unix_time(&self.clock))
             .map_err(|_| "the client certificate is expired, revoked or of an unknown authority")?;
         let names = CertificateNames::of(own, fingerprint).ok_or("the client certificate is not readable")?;
-        let principal = principal(&self.rules, &names).ok_or("no rule is for this client certificate")?;
+        let principal =
+            principal(&self.rules, book, &names).ok_or("no rule is for this client certificate")?;
         Ok(Arc::new(principal))
     }
 }
@@ -174,13 +185,13 @@ impl CertificateNames {
 }
 
 /// Whose certificate with these names is: what the first rule that fits says.
-pub fn principal(rules: &Rules, names: &CertificateNames) -> Option<Principal> {
+pub fn principal(rules: &Rules, book: &Book, names: &CertificateNames) -> Option<Principal> {
     let (rule, name) = rules.certificates.iter().find_map(|rule| Some((rule, matched(rule, names)?)))?;
     let id = format!("cert:{}", rule.principal.as_deref().unwrap_or(&name)).parse().ok()?;
     let own = rule.holding.grants(&[]);
     let san = (!matches!(rule.san, SanRule::Fingerprint(_))).then(|| name.as_str().into());
     let attributes = Attributes { method: "client-certificate", san, ..Attributes::default() };
-    Some(rules.principal(id, own, attributes))
+    Some(rules.principal(book, id, own, attributes))
 }
 
 fn matched(rule: &CertificateRule, names: &CertificateNames) -> Option<String> {

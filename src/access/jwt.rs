@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::claims::{ClaimPath, ClaimWords, Claims, RequiredClaim};
+use super::granted::Book;
 use super::issuer_keys::{IssuerKeys, check_url};
 use super::rules::{Grant, Holding, Role, Rules};
 use super::{Attributes, AuthenticationError, Principal};
@@ -75,7 +76,7 @@ pub struct IssuerRule {
 
 impl IssuerRule {
     /// Whose a token with these claims is: what would be decided if its signature and times are right.
-    pub fn principal(&self, rules: &Rules, claims: Claims) -> Result<Principal, &'static str> {
+    pub fn principal(&self, rules: &Rules, book: &Book, claims: Claims) -> Result<Principal, &'static str> {
         if let Some(lacking) = self.required_claims.iter().find(|required| !required.met(&claims)) {
             tracing::debug!(issuer = self.name, claim = %lacking.path, "a token lacks a required claim");
             return Err("the token lacks a claim that its issuer's rule requires");
@@ -92,7 +93,7 @@ impl IssuerRule {
             san: None,
             claims: Arc::new(Value::Object(claims)),
         };
-        Ok(rules.principal(id, own, attributes))
+        Ok(rules.principal(book, id, own, attributes))
     }
 
     fn grants(&self, rules: &Rules, claims: &Claims) -> Vec<Grant> {
@@ -159,6 +160,8 @@ struct Verified {
     epoch: u64,
     expires_at_ms: i64,
     forget_at: Duration,
+    /// The grants that the principal was made with.
+    book: Arc<Book>,
     /// The certificate that the token is bound to (RFC 8705).
     bound_to: Option<String>,
 }
@@ -195,16 +198,17 @@ impl Tokens {
         &self,
         token: &str,
         certificates: &[Vec<u8>],
+        book: &Arc<Book>,
     ) -> Result<Arc<Principal>, AuthenticationError> {
         if self.issuers.is_empty() || token.len() > self.rules.tokens.token_bytes_max {
             return Err(MALFORMED);
         }
         let digest: [u8; 32] = Sha256::digest(token).into();
-        let remembered = self.remembered.get(&digest).filter(|verified| self.still_good(verified));
+        let remembered = self.remembered.get(&digest).filter(|verified| self.still_good(verified, book));
         let verified = if let Some(verified) = remembered {
             verified
         } else {
-            let verified = Arc::new(self.verify(token).await?);
+            let verified = Arc::new(self.verify(token, book).await?);
             self.remembered.insert(digest, Arc::clone(&verified));
             verified
         };
@@ -217,13 +221,14 @@ impl Tokens {
         Ok(Arc::clone(&verified.principal))
     }
 
-    fn still_good(&self, verified: &Verified) -> bool {
+    fn still_good(&self, verified: &Verified, book: &Arc<Book>) -> bool {
         self.clock.now().unix_ms() < verified.expires_at_ms
             && self.clock.monotonic() < verified.forget_at
             && verified.issuer.epoch() == Some(verified.epoch)
+            && Arc::ptr_eq(&verified.book, book)
     }
 
-    async fn verify(&self, token: &str) -> Result<Verified, AuthenticationError> {
+    async fn verify(&self, token: &str, book: &Arc<Book>) -> Result<Verified, AuthenticationError> {
         let mut parts = token.split('.');
         let (Some(header), Some(payload), Some(signature), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
@@ -247,13 +252,14 @@ impl Tokens {
             return Err(AuthenticationError::Refused("the token's signature is wrong"));
         }
         let bound_to = binding(&claims).map_err(AuthenticationError::Refused)?;
-        let principal = rule.principal(&self.rules, claims).map_err(AuthenticationError::Refused)?;
+        let principal = rule.principal(&self.rules, book, claims).map_err(AuthenticationError::Refused)?;
         let remember = Duration::from_secs(self.rules.tokens.token_remembered_secs_max);
         Ok(Verified {
             principal: Arc::new(principal),
             issuer: Arc::clone(issuer),
             epoch,
             expires_at_ms,
+            book: Arc::clone(book),
             forget_at: self.clock.monotonic().saturating_add(remember),
             bound_to,
         })

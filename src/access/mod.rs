@@ -9,6 +9,7 @@ mod circumstances;
 pub mod claims;
 pub mod client_cert;
 mod grant;
+pub mod granted;
 mod issuer_keys;
 pub mod jwt;
 pub mod rules;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
 use crate::store::watch::ChangeWatch;
-use crate::store::{Store, StoreError};
+use crate::store::{GrantStore, Registry, Store, StoreError};
 use crate::tenant::{PrincipalId, TenantId, Verb};
 
 pub use api_key::{NewApiKey, Pepper, is_api_key_id};
@@ -35,6 +36,8 @@ pub struct Principal {
     grants: Vec<Grant>,
     restrictions: Vec<Arc<Restriction>>,
     tenants: Vec<TenantId>,
+    /// Those that only a grant of the registry gives: held, and never meant unless they are named.
+    named_tenants: Vec<TenantId>,
     verbs: Vec<Verb>,
     attributes: Attributes,
 }
@@ -42,17 +45,19 @@ pub struct Principal {
 impl Principal {
     fn new(
         id: PrincipalId,
-        grants: Vec<Grant>,
+        mut grants: Vec<Grant>,
+        granted: Vec<Grant>,
         restrictions: Vec<Arc<Restriction>>,
         attributes: Attributes,
     ) -> Self {
-        let mut tenants: Vec<TenantId> = grants.iter().flat_map(|grant| &grant.tenants).cloned().collect();
-        tenants.sort();
-        tenants.dedup();
+        let tenants = tenants_of(&grants);
+        let mut named_tenants = tenants_of(&granted);
+        named_tenants.retain(|tenant| !tenants.contains(tenant));
+        grants.extend(granted);
         let mut verbs: Vec<Verb> = grants.iter().flat_map(|grant| &grant.role.verbs).copied().collect();
         verbs.sort();
         verbs.dedup();
-        Self { id, grants, restrictions, tenants, verbs, attributes }
+        Self { id, grants, restrictions, tenants, named_tenants, verbs, attributes }
     }
 
     /// Who: `api-key:ID`, `jwt:ISSUER:SUBJECT` or `cert:NAME`.
@@ -65,7 +70,7 @@ impl Principal {
         &self.attributes
     }
 
-    /// The tenants in which it holds something.
+    /// The tenants in which its credential or the configuration gives it something.
     pub fn tenants(&self) -> &[TenantId] {
         &self.tenants
     }
@@ -82,7 +87,7 @@ impl Principal {
         let id = "cli:local-operator".parse().expect("a valid principal");
         let role = Role::unlimited("the command line", vec![Verb::Admin, Verb::Operate]);
         let attributes = Attributes { method: "cli", ..Attributes::default() };
-        Arc::new(Self::new(id, vec![Grant { tenants: vec![], role }], vec![], attributes))
+        Arc::new(Self::new(id, vec![Grant { tenants: vec![], role }], vec![], vec![], attributes))
     }
 
     fn may(&self, verb: Verb) -> bool {
@@ -92,6 +97,13 @@ impl Principal {
     fn holds(&self, verb: Verb, tenant: &TenantId) -> bool {
         self.grants.iter().any(|grant| grant.holds(verb, tenant))
     }
+}
+
+fn tenants_of(grants: &[Grant]) -> Vec<TenantId> {
+    let mut tenants: Vec<TenantId> = grants.iter().flat_map(|grant| &grant.tenants).cloned().collect();
+    tenants.sort();
+    tenants.dedup();
+    tenants
 }
 
 /// What a request brings to show who sends it.
@@ -141,8 +153,10 @@ pub enum Forbidden {
     /// The tenant is not one that the credential holds, or does not exist: which of the two is nobody's business.
     #[error("this credential does not hold the tenant that the request names")]
     Tenant,
-    /// The credential holds several tenants, and the request says not which.
-    #[error("this credential holds several tenants: name one in the Keyfold-Tenant header")]
+    /// The credential holds several tenants, or one by a grant of the registry, and the request says not which.
+    #[error(
+        "name the tenant in the Keyfold-Tenant header: this credential holds several, or holds it by a grant"
+    )]
     TenantNotNamed,
     /// The credential holds no tenant.
     #[error("this credential holds no tenant")]
@@ -151,6 +165,8 @@ pub enum Forbidden {
 
 /// Decides who is let in. One for each process.
 pub struct Access {
+    granted: granted::Granted,
+    tenant_grants_max: u64,
     api_keys: api_key::ApiKeys,
     tokens: jwt::Tokens,
     certificates: Arc<client_cert::ClientCertificates>,
@@ -160,17 +176,21 @@ impl Access {
     /// Access by these rules, and by the API keys in this store, whose secrets are hashed with `pepper`. Fails
     /// where a token issuer cannot be spoken to as the rules say.
     pub fn new(
-        store: Arc<dyn Store>,
+        store: Arc<dyn Registry>,
         watch: Arc<ChangeWatch>,
         clock: Clock,
         pepper: Pepper,
         rules: Rules,
     ) -> Result<Self, jwt::IssuerError> {
+        let grants: Arc<dyn GrantStore> = Arc::clone(&store) as Arc<dyn Registry>;
+        let store: Arc<dyn Store> = store;
+        let granted = granted::Granted::new(grants, Arc::clone(&watch), clock.clone());
+        let tenant_grants_max = rules.tenant_grants_max;
         let rules = Arc::new(rules);
         let tokens = jwt::Tokens::new(&clock, Arc::clone(&rules))?;
         let certificates = Arc::new(client_cert::ClientCertificates::new(clock.clone(), Arc::clone(&rules)));
         let api_keys = api_key::ApiKeys::new(store, watch, clock, pepper, rules);
-        Ok(Self { api_keys, tokens, certificates })
+        Ok(Self { granted, tenant_grants_max, api_keys, tokens, certificates })
     }
 
     /// Finds out who sends this. A bearer token counts more than the connection's certificate; a token that is not
@@ -179,17 +199,27 @@ impl Access {
         &self,
         presented: Presented<'_>,
     ) -> Result<Arc<Principal>, AuthenticationError> {
+        if presented.bearer.is_none() && presented.certificates.is_empty() {
+            return Err(AuthenticationError::Missing);
+        }
+        let book = self.granted.now().await?;
         match presented.bearer {
-            Some(bearer) if bearer.starts_with(api_key::PREFIX) => self.api_keys.authenticate(bearer).await,
-            Some(bearer) => self.tokens.authenticate(bearer, presented.certificates).await,
-            None if presented.certificates.is_empty() => Err(AuthenticationError::Missing),
-            None => self.certificates.authenticate(presented.certificates),
+            Some(bearer) if bearer.starts_with(api_key::PREFIX) => {
+                self.api_keys.authenticate(bearer, &book).await
+            }
+            Some(bearer) => self.tokens.authenticate(bearer, presented.certificates, &book).await,
+            None => self.certificates.authenticate(presented.certificates, &book),
         }
     }
 
     /// Keeps the keys of token issuers fresh, until told to stop.
     pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
         self.tokens.keep(stop).await;
+    }
+
+    /// How many grants of the registry a tenant may have.
+    pub fn tenant_grants_max(&self) -> u64 {
+        self.tenant_grants_max
     }
 
     /// The client certificates that are believed.

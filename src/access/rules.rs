@@ -9,6 +9,7 @@ use envelope::EncryptionContext;
 
 use super::claims::Claims;
 use super::client_cert::Fingerprint;
+use super::granted::Book;
 use super::jwt::IssuerRule;
 use super::{Attributes, Principal};
 use crate::store::ApiKeyRecord;
@@ -31,6 +32,8 @@ pub struct Rules {
     pub tokens: TokenLimits,
     /// How often a client certificate is verified again while its connection is open, in seconds. Default 60.
     pub certificate_recheck_secs: u64,
+    /// How many grants of the registry a tenant may have. Default 1,000.
+    pub tenant_grants_max: u64,
 }
 
 /// What tokens may cost.
@@ -73,6 +76,11 @@ impl Pattern {
     /// Whether `text` is meant.
     pub fn matches(&self, text: &str) -> bool {
         if self.prefix { text.starts_with(&self.text) } else { text == self.text }
+    }
+
+    /// What it says, without the `*`.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// Whether it means more than one text, and what they begin with.
@@ -230,29 +238,37 @@ pub struct CertificateRule {
 
 impl Rules {
     /// What this API key of the registry holds, whatever its state.
-    pub fn of_api_key(&self, record: &ApiKeyRecord) -> Option<Principal> {
+    pub fn of_api_key(&self, book: &Book, record: &ApiKeyRecord) -> Option<Principal> {
         let id = format!("api-key:{}", record.id).parse().ok()?;
         let role = Role::unlimited("the API key's record", record.verbs.clone());
         let own = vec![Grant { tenants: record.tenants.clone(), role }];
-        Some(self.principal(id, own, Attributes::api_key()))
+        Some(self.principal(book, id, own, Attributes::api_key()))
     }
 
     /// What a token with these claims (JSON) would hold, if its issuer had signed it and its time were now.
-    pub fn of_claims_text(&self, claims: &str) -> Result<Principal, String> {
+    pub fn of_claims_text(&self, book: &Book, claims: &str) -> Result<Principal, String> {
         let claims: Claims = serde_json::from_str(claims).map_err(|error| format!("the claims: {error}"))?;
         let named = claims.get("iss").and_then(|issuer| issuer.as_str());
         let issuer = self.issuers.iter().find(|rule| Some(rule.issuer.as_str()) == named);
         let issuer = issuer.ok_or("no rule in access.issuers is for the issuer that `iss` names")?;
-        issuer.principal(self, claims).map_err(str::to_owned)
+        issuer.principal(self, book, claims).map_err(str::to_owned)
     }
 
-    /// A principal with what its credential gives and what is bound to its name.
-    pub fn principal(&self, id: PrincipalId, own: Vec<Grant>, attributes: Attributes) -> Principal {
+    /// A principal with what its credential gives, what the configuration binds to its name, and what the registry
+    /// grants it.
+    pub fn principal(
+        &self,
+        book: &Book,
+        id: PrincipalId,
+        own: Vec<Grant>,
+        attributes: Attributes,
+    ) -> Principal {
+        let granted = book.of(&id).cloned().collect();
         let mut grants = own;
         let bound = self.bindings.iter().filter(|binding| binding.principal.matches(id.as_str()));
         grants.extend(bound.flat_map(|binding| binding.holding.grants(&[])));
         let restrictions = self.restrictions.iter().filter(|r| r.principal.matches(id.as_str()));
         let restrictions = restrictions.cloned().collect();
-        Principal::new(id, grants, restrictions, attributes)
+        Principal::new(id, grants, granted, restrictions, attributes)
     }
 }

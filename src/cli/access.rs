@@ -10,10 +10,11 @@ use envelope::EncryptionContext;
 use super::output;
 use crate::access::Principal;
 use crate::access::client_cert::{self, CertificateNames};
+use crate::access::granted::Book;
 use crate::access::rules::Rules;
 use crate::app::open_store;
 use crate::config::Settings;
-use crate::store::Store as _;
+use crate::store::{ApiKeyRecord, GrantRecord, GrantStore as _, Store as _};
 use crate::tenant::{KeyName, TenantId, Verb};
 
 #[derive(Subcommand)]
@@ -57,7 +58,8 @@ struct Who {
 pub(super) async fn run(settings: &Settings, command: AccessCommand) -> anyhow::Result<()> {
     let AccessCommand::Explain(args) = command;
     let rules = settings.access.rules()?;
-    let principal = Arc::new(find(settings, &rules, &args.who).await?);
+    let (book, record) = registry(settings, args.who.api_key.as_deref()).await?;
+    let principal = Arc::new(find(&rules, &book, &args.who, record)?);
     let mut context = EncryptionContext::new();
     for pair in &args.context {
         let (name, value) =
@@ -80,22 +82,50 @@ pub(super) async fn run(settings: &Settings, command: AccessCommand) -> anyhow::
     }
 }
 
-async fn find(settings: &Settings, rules: &Rules, who: &Who) -> anyhow::Result<Principal> {
-    if let Some(id) = &who.api_key {
-        let store = open_store(settings).await?;
-        let record = store.api_key(id).await;
-        store.close().await;
-        let record = record?.with_context(|| format!("there is no API key {id:?}"))?;
-        if record.revoked_at.is_some() {
-            bail!("refused: the API key {id} is revoked");
+/// The grants of the registry, and the API key that is asked for. Who has no registry has neither.
+async fn registry(
+    settings: &Settings,
+    api_key: Option<&str>,
+) -> anyhow::Result<(Book, Option<ApiKeyRecord>)> {
+    if !settings.registry_file().exists() && api_key.is_none() {
+        return Ok((Book::default(), None));
+    }
+    let store = open_store(settings).await?;
+    let found = async {
+        let mut grants: Vec<GrantRecord> = Vec::new();
+        loop {
+            let after = grants.last().map(|grant| grant.id.clone());
+            let page = store.grants(None, after.as_deref(), 1_000).await?;
+            if page.is_empty() {
+                break;
+            }
+            grants.extend(page);
         }
-        return rules.of_api_key(&record).context("the API key's id is not one");
+        let record = match api_key {
+            Some(id) => {
+                Some(store.api_key(id).await?.with_context(|| format!("there is no API key {id:?}"))?)
+            }
+            None => None,
+        };
+        Ok((Book::new(&grants), record))
+    }
+    .await;
+    store.close().await;
+    found
+}
+
+fn find(rules: &Rules, book: &Book, who: &Who, record: Option<ApiKeyRecord>) -> anyhow::Result<Principal> {
+    if let Some(record) = record {
+        if record.revoked_at.is_some() {
+            bail!("refused: the API key {} is revoked", record.id);
+        }
+        return rules.of_api_key(book, &record).context("the API key's id is not one");
     }
     if let Some(file) = &who.certificate {
         let pem = std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
         let names = CertificateNames::of_pem(&pem)
             .with_context(|| format!("{} holds no certificate in PEM", file.display()))?;
-        return client_cert::principal(rules, &names).with_context(|| {
+        return client_cert::principal(rules, book, &names).with_context(|| {
             format!(
                 "refused: no rule in access.certificates is for this certificate; its URIs are {:?}, its DNS names \
                  {:?}, its SHA-256 {}",
@@ -107,5 +137,5 @@ async fn find(settings: &Settings, rules: &Rules, who: &Who) -> anyhow::Result<P
     }
     let file = who.claims.as_ref().context("name --api-key, --claims or --certificate")?;
     let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
-    rules.of_claims_text(&text).map_err(|reason| anyhow::anyhow!("refused: {reason}"))
+    rules.of_claims_text(book, &text).map_err(|reason| anyhow::anyhow!("refused: {reason}"))
 }

@@ -7,6 +7,7 @@ mod check_config;
 mod dev;
 mod doctor;
 mod files;
+mod grant;
 mod health;
 mod inspect;
 mod jobs;
@@ -62,6 +63,9 @@ enum Command {
     /// Manage API keys.
     #[command(subcommand)]
     ApiKey(api_key::ApiKeyCommand),
+    /// Manage grants: who may do what in a tenant, beside what the configuration says.
+    #[command(subcommand)]
+    Grant(grant::GrantCommand),
     /// Tell who may do what, and why.
     #[command(subcommand)]
     Access(access::AccessCommand),
@@ -126,6 +130,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Keyring(command) => block_on(keyring::run(&common.settings(variables)?, command, variables)),
         Command::Tenant(command) => block_on(tenant::run(&common.settings(variables)?, command, variables)),
         Command::ApiKey(command) => block_on(api_key::run(&common.settings(variables)?, command, variables)),
+        Command::Grant(command) => block_on(grant::run(&common.settings(variables)?, command, variables)),
         Command::Access(command) => block_on(access::run(&common.settings(variables)?, command)),
         Command::Audit(command) => audit::run(&common.settings(variables)?, command, variables),
         Command::Encrypt(args) => files::encrypt(&common, args, variables),

@@ -35,6 +35,8 @@ pub struct AccessSettings {
     pub issuers: Vec<IssuerSettings>,
     /// How often a client certificate is verified again while its connection is open, in seconds. Default 60.
     pub certificate_recheck_secs: u64,
+    /// How many grants of the registry a tenant may have. Default 1,000.
+    pub tenant_grants_max: u64,
     /// The longest token that is looked at, in bytes. Default 8,192.
     pub token_bytes_max: usize,
     /// How many verified tokens are remembered. Default 4,096.
@@ -54,6 +56,7 @@ impl Default for AccessSettings {
             certificates: vec![],
             issuers: vec![],
             certificate_recheck_secs: 60,
+            tenant_grants_max: 1_000,
             token_bytes_max: tokens.token_bytes_max,
             tokens_remembered_max: tokens.tokens_remembered_max,
             token_remembered_secs_max: tokens.token_remembered_secs_max,
@@ -280,6 +283,7 @@ impl AccessSettings {
         let mut rules = Rules {
             roles: named,
             certificate_recheck_secs: self.certificate_recheck_secs,
+            tenant_grants_max: self.tenant_grants_max,
             tokens: TokenLimits {
                 token_bytes_max: self.token_bytes_max,
                 tokens_remembered_max: self.tokens_remembered_max,

@@ -13,9 +13,12 @@ mod tls;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
+
+use crate::http::source::{Proxies, ToldBy};
 
 pub use access::{
     AccessSettings, CertificateSettings, ConditionSettings, GrantSettings, IssuerSettings,
@@ -242,6 +245,10 @@ pub struct HttpSettings {
     pub connection_idle_secs_max: u64,
     /// How long the rest of a body is taken that was answered before it was read.
     pub linger_secs_max: u64,
+    /// The networks of the load balancers whose word for a request's source is taken. Default none.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// How they tell it: `proxy-protocol-v2` or `forwarded`. Default not at all.
+    pub source_from: Option<ToldBy>,
 }
 
 impl Default for HttpSettings {
@@ -267,6 +274,8 @@ impl Default for HttpSettings {
             connections_max: server.connections_max,
             connection_idle_secs_max: server.connection_idle_secs_max,
             linger_secs_max: server.linger_secs_max,
+            trusted_proxies: vec![],
+            source_from: None,
         }
     }
 }
@@ -275,6 +284,7 @@ impl HttpSettings {
     /// The edge's options.
     fn edge(&self) -> crate::http::Options {
         crate::http::Options {
+            proxies: self.proxies(),
             plaintext_bytes_max: self.plaintext_bytes_max,
             body_bytes_max: self.body_bytes_max,
             admin_body_bytes_max: self.admin_body_bytes_max,
@@ -303,7 +313,12 @@ impl HttpSettings {
             connections_max: self.connections_max,
             connection_idle_secs_max: self.connection_idle_secs_max,
             linger_secs_max: self.linger_secs_max,
+            proxies: self.proxies(),
         }
+    }
+
+    fn proxies(&self) -> Arc<Proxies> {
+        Arc::new(Proxies { trusted: self.trusted_proxies.clone(), told_by: self.source_from })
     }
 }
 
@@ -467,6 +482,11 @@ impl Settings {
         at_least("http.connection_idle_secs_max", self.http.connection_idle_secs_max, busy_secs_max)?;
         at_least("access.token_bytes_max", self.access.token_bytes_max as u64, 256)?;
         at_least("access.certificate_recheck_secs", self.access.certificate_recheck_secs, 1)?;
+        if self.http.trusted_proxies.is_empty() != self.http.source_from.is_none() {
+            return Err(ConfigError::Invalid(
+                "http.trusted_proxies and http.source_from go together: set both, or neither".to_owned(),
+            ));
+        }
         self.tls.check()?;
         self.access.rules()?;
         Ok(())

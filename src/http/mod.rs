@@ -16,6 +16,7 @@ mod middleware;
 mod openapi;
 pub mod problem;
 pub mod server;
+pub mod source;
 pub mod tls;
 mod transfer;
 
@@ -35,10 +36,10 @@ use utoipa_axum::routes;
 use crate::access::Access;
 use crate::operations::Operations;
 use crate::tenant::KeyName;
-use handlers::{api_keys, decrypt, deks, encrypt, health, jobs, keys, rewrap, shreds, tenants};
+use handlers::{api_keys, decrypt, deks, encrypt, grants, health, jobs, keys, rewrap, shreds, tenants};
 use middleware::admission::Admission;
 use middleware::context::{Established, circumstances};
-use middleware::edge::{RequestIds, edge};
+use middleware::edge::{Outermost, edge};
 use middleware::gate::{Gate, gate};
 use middleware::quota::{Quotas, quota};
 use problem::{Code, Problem};
@@ -73,6 +74,8 @@ pub struct Options {
     pub transfer: TransferOptions,
     /// What of a request goes into its encryption context. Default nothing.
     pub context: ContextRules,
+    /// The load balancers whose word for a request's source is taken. Default none.
+    pub proxies: Arc<source::Proxies>,
     /// How much a tenant and a principal may ask for in a second. Default no limit.
     pub quotas: QuotaOptions,
     /// How many administration calls may be in flight at once: they have a room of their own, so that a busy data
@@ -96,6 +99,7 @@ impl Default for Options {
             line_bytes_max: 1 << 20,
             transfer: TransferOptions::default(),
             context: ContextRules::default(),
+            proxies: Arc::default(),
             quotas: QuotaOptions::default(),
             admin_in_flight_max: 64,
             recorded: false,
@@ -281,6 +285,9 @@ fn route_table(options: &Options) -> Vec<Route> {
         admin(routes!(api_keys::create), CHANGING),
         admin(routes!(api_keys::list), LOOKING),
         admin(routes!(api_keys::revoke), CHANGING),
+        admin(routes!(grants::create), CHANGING),
+        admin(routes!(grants::list), LOOKING),
+        admin(routes!(grants::delete), CHANGING),
         open(routes!(health::live)),
         open(routes!(health::ready)),
     ]
@@ -310,6 +317,7 @@ pub fn router(
     let transfers = Transfers::new(options.transfer.clone(), tracker);
     let open_transfers = transfers.gauge();
     let cores = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
+    let proxies = Arc::clone(&options.proxies);
     let (options, default_key) = (options.clone(), KeyName::default());
     let state = HttpState { operations, probe, options, default_key, transfers, cores };
     let router = router
@@ -321,7 +329,7 @@ pub fn router(
         .with_state(Arc::new(state))
         // As one layer, for the same reason as in `gate`.
         .layer((
-            from_fn_with_state(Arc::new(RequestIds::new()), edge),
+            from_fn_with_state(Arc::new(Outermost::new(proxies)), edge),
             CatchPanicLayer::custom(|_| {
                 // What the panic said may hold anything: the panic hook has logged where it was.
                 Problem::internal(Code::InternalError, "a handler panicked").into_response()

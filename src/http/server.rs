@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -10,6 +11,7 @@ use axum_server::tls_rustls::RustlsAcceptor;
 use axum_server::{Address, Handle, Server};
 
 use super::connection::{Bounded, Times};
+use super::source::{Proxies, ProxyHeaders};
 use super::tls::Tls;
 
 /// The listener's limits.
@@ -30,6 +32,8 @@ pub struct Options {
     /// How long, in seconds, the rest of a body is taken and let go where it was answered before it was read: a client
     /// that sends all before it reads would not see the answer otherwise. Default 5.
     pub linger_secs_max: u64,
+    /// The load balancers whose word for a connection's source is taken. Default none.
+    pub proxies: Arc<Proxies>,
 }
 
 impl Default for Options {
@@ -41,6 +45,7 @@ impl Default for Options {
             connections_max: 4_096,
             connection_idle_secs_max: 60,
             linger_secs_max: 5,
+            proxies: Arc::default(),
         }
     }
 }
@@ -91,7 +96,7 @@ pub async fn serve(
     handle: ServerHandle,
 ) -> std::io::Result<()> {
     let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
-    let server = server.acceptor(bounded(NoDelayAcceptor::new(), options));
+    let server = server.acceptor(bounded(network(options), options));
     server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
@@ -106,7 +111,7 @@ pub async fn serve_tls(
     let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
     let acceptor = RustlsAcceptor::new(tls.config())
         .handshake_timeout(tls.handshake_time_max())
-        .acceptor(NoDelayAcceptor::new());
+        .acceptor(network(options));
     let server = server.acceptor(bounded(acceptor, options));
     server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
 }
@@ -134,6 +139,11 @@ pub fn bind_unix(path: &std::path::Path) -> std::io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     Ok(listener)
+}
+
+fn network(options: &Options) -> ProxyHeaders<NoDelayAcceptor> {
+    let time_max = Duration::from_secs(options.head_secs_max);
+    ProxyHeaders::new(NoDelayAcceptor::new(), Arc::clone(&options.proxies), time_max)
 }
 
 fn bounded<A>(acceptor: A, options: &Options) -> Bounded<A> {

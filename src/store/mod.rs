@@ -3,6 +3,7 @@
 //! [`Store`] is the contract; [`sqlite`] is the embedded default. The store never sees a plaintext data key, nor an
 //! API key's secret.
 
+mod grants;
 mod rotation;
 mod rows;
 mod sql;
@@ -17,6 +18,7 @@ use envelope::{DataKeyId, EncryptionContext};
 use crate::clock::Timestamp;
 use crate::tenant::{Kek, KekId, KekRing, KeyName, TenantId, Verb};
 
+pub use grants::{GrantCondition, GrantRecord, GrantScope, GrantStore};
 pub use rotation::{
     Fence, FencedChange, JobKind, JobRecord, JobState, KekMaterial, KekUse, RotationStore, ShredRecord,
     SweepRecord, Swept, Target,
@@ -199,10 +201,10 @@ pub trait Store: Send + Sync {
     async fn close(&self);
 }
 
-/// A whole registry: records, and what rotation keeps.
-pub trait Registry: Store + RotationStore {}
+/// A whole registry: records, grants, and what rotation keeps.
+pub trait Registry: Store + GrantStore + RotationStore {}
 
-impl<S: Store + RotationStore> Registry for S {}
+impl<S: Store + GrantStore + RotationStore> Registry for S {}
 
 /// Why the store did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]

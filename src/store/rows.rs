@@ -10,9 +10,9 @@ use sqlx::{ColumnIndex, Database, Decode, Row, Type};
 use uuid::Uuid;
 
 use super::{
-    ApiKeyRecord, Change, DekRecord, DekScope, DekState, EnvelopeWeight, JobKind, JobRecord, JobState,
-    KekMaterial, KeyPolicy, KeyRecord, ShredRecord, Status, StoreError, StoredDek, SweepRecord, Target,
-    TenantRecord, WrappedRecord,
+    ApiKeyRecord, Change, DekRecord, DekScope, DekState, EnvelopeWeight, GrantRecord, GrantScope, JobKind,
+    JobRecord, JobState, KekMaterial, KeyPolicy, KeyRecord, ShredRecord, Status, StoreError, StoredDek,
+    SweepRecord, Target, TenantRecord, WrappedRecord,
 };
 use crate::clock::Timestamp;
 use crate::tenant::{AssumedRole, Kek, KekRing, KeyName, TenantId, Verb};
@@ -227,6 +227,32 @@ fn verbs(text: &str) -> Result<Vec<Verb>, Doubt> {
     }
     let verbs = text.split(',').map(str::parse).collect::<Result<Vec<Verb>, _>>()?;
     if verbs.is_sorted_by(|a, b| a < b) { Ok(verbs) } else { Err("its verbs are not in order".into()) }
+}
+
+/// A row of `sql::GRANTS`.
+pub(super) fn grant<R: Cells>(row: &R) -> Result<GrantRecord, StoreError> {
+    let read = || -> Result<GrantRecord, Doubt> {
+        Ok(GrantRecord {
+            id: row.text("id")?,
+            tenant: row.text("tenant")?.parse()?,
+            principal: row.text("principal")?,
+            verbs: verbs(&row.text("verbs")?)?,
+            scope: serde_json::from_str(&row.text("scope")?)?,
+            created_at: time(row, "created_at")?,
+            created_by: row.text("created_by")?.parse()?,
+        })
+    };
+    read().map_err(|doubt| StoreError::Unreadable(format!("grants: {doubt}").into()))
+}
+
+/// A scope as one text: it is read and written whole, and never searched.
+pub(super) fn grant_scope_text(scope: &GrantScope) -> Result<String, StoreError> {
+    serde_json::to_string(scope).map_err(|error| StoreError::Unreadable(format!("grants: {error}").into()))
+}
+
+/// The one number of a row of `sql::COUNT_GRANTS`.
+pub(super) fn counted<R: Cells>(row: &R) -> Result<u64, StoreError> {
+    count(row, "count").map_err(|doubt| StoreError::Unreadable(format!("grants: {doubt}").into()))
 }
 
 /// A row of `sql::SWEEP`.

@@ -126,6 +126,15 @@ statements! {
         JOIN api_keys held ON held.id = h.api_key \
         WHERE h.tenant = $1 AND h.api_key > $2 ORDER BY h.api_key LIMIT $3)");
 
+    INSERT_GRANT = "INSERT INTO grants (id, tenant, principal, verbs, scope, created_at, created_by) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7)";
+    GRANTS = "SELECT id, tenant, principal, verbs, scope, created_at, created_by FROM grants \
+        WHERE id > $1 ORDER BY id LIMIT $2";
+    GRANTS_OF_TENANT = "SELECT id, tenant, principal, verbs, scope, created_at, created_by FROM grants \
+        WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3";
+    COUNT_GRANTS = "SELECT COUNT(*) AS count FROM grants WHERE tenant = $1";
+    DELETE_GRANT = "DELETE FROM grants WHERE tenant = $1 AND id = $2";
+
     // A tenant that is new or has changed is due at once.
     NUDGE_SWEEP = "INSERT INTO sweeps (tenant, due_at) VALUES ($1, $2) ON CONFLICT (tenant) DO UPDATE SET \
         due_at = CASE WHEN sweeps.due_at < excluded.due_at THEN sweeps.due_at ELSE excluded.due_at END, \

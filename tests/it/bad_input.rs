@@ -543,7 +543,8 @@ async fn more_requests_than_the_limit_are_turned_away_at_once_and_health_is_answ
     }
     world.kms.arrived(before + 3).await;
     caller.try_encrypt(b"hello", &json!({})).await.problem("overloaded");
-    caller.get("/v1/tenants").await.problem("overloaded");
+    // Administration has a room of its own: an operator gets in while the data plane is full.
+    caller.get("/v1/tenants").await.ok(200);
     service.anonymous().get("/live").await.ok(200);
     service.anonymous().get("/ready").await.ok(200);
     world.kms.release();

@@ -12,9 +12,9 @@ use keyfold::kms::local::LocalKeyRing;
 use keyfold::kms::{Generated, KekDescription, Kms, KmsError, Urgency, Wrapped};
 use keyfold::store::sqlite::SqliteStore;
 use keyfold::store::{
-    Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, Fence, FencedChange, JobKind, JobRecord,
-    KekMaterial, KekUse, KeyRecord, RotationStore, ShredRecord, Store, StoreError, StoredDek, SweepRecord,
-    Target, TenantRecord, Usage, WrappedRecord,
+    Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, Fence, FencedChange, GrantRecord,
+    GrantStore, JobKind, JobRecord, KekMaterial, KekUse, KeyRecord, RotationStore, ShredRecord, Store,
+    StoreError, StoredDek, SweepRecord, Target, TenantRecord, Usage, WrappedRecord,
 };
 use keyfold::tenant::{Kek, KekId, KeyName, TenantId};
 use tokio::sync::watch;
@@ -351,9 +351,9 @@ impl Store for FaultyStore {
 
 /// Passes each call on to the registry, if it answers.
 macro_rules! passed_on {
-    ($(fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
+    ($room:ident: $(fn $name:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {
         #[async_trait]
-        impl RotationStore for FaultyStore {
+        impl $room for FaultyStore {
             $(async fn $name(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
                 self.answers()?.$name($($argument),*).await
             })*
@@ -361,7 +361,14 @@ macro_rules! passed_on {
     };
 }
 
-passed_on! {
+passed_on! { GrantStore:
+    fn insert_grant(grant: &GrantRecord) -> ();
+    fn grants(tenant: Option<&TenantId>, after: Option<&str>, limit: u32) -> Vec<GrantRecord>;
+    fn count_grants(tenant: &TenantId) -> u64;
+    fn delete_grant(tenant: &TenantId, id: &str) -> ();
+}
+
+passed_on! { RotationStore:
     fn acquire_lease(name: &str, holder: &str, ttl: Duration, now: Timestamp) -> Option<u64>;
     fn release_lease(fence: &Fence, now: Timestamp) -> ();
     fn apply_fenced(fence: &Fence, changes: &[FencedChange], now: Timestamp) -> ();

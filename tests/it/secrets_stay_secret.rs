@@ -146,6 +146,15 @@ async fn use_all(sus: &mut Suspicious<'_>, caller: &Caller, tokens: &mut Vec<Str
     let revoke = format!("/v1/tenants/acme/api-keys/{}/revoke", text(&made["id"]));
     sus.call(caller, "post", &revoke, none).await;
     sus.fail(&caller_of_new, "post", "/v1/encrypt", &seal).await;
+    use_grants(sus, caller).await;
+}
+
+async fn use_grants(sus: &mut Suspicious<'_>, caller: &Caller) {
+    let grants = "/v1/tenants/acme/grants";
+    let grant = json!({"principal": "jwt:corp:alice", "verbs": ["decrypt"], "keys": ["default"]});
+    let made = sus.call(caller, "post", grants, &grant).await;
+    sus.call(caller, "get", grants, &Value::Null).await;
+    sus.call(caller, "delete", &format!("{grants}/{}", text(&made["grant"])), &Value::Null).await;
 }
 
 /// The administration of data keys, rotation and destruction.

@@ -4,6 +4,7 @@ pub(super) mod api_keys;
 pub(super) mod decrypt;
 pub(super) mod deks;
 pub(super) mod encrypt;
+pub(super) mod grants;
 pub(super) mod health;
 pub(super) mod jobs;
 pub(super) mod keys;

@@ -5,10 +5,10 @@
 //! name has one source, so that nothing a client sends can stand in for what a credential says.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{Extensions, HeaderMap, HeaderName};
@@ -18,6 +18,7 @@ use super::authenticate::Caller;
 use super::edge::{request_id, route};
 use crate::access::{Circumstances, Principal, ServiceContext};
 use crate::http::problem::{Code, Problem};
+use crate::http::source::Source;
 use crate::operations::Operations;
 use crate::tenant::TenantId;
 
@@ -337,5 +338,5 @@ pub(in crate::http) async fn circumstances(
 }
 
 pub(in crate::http) fn source(extensions: &Extensions) -> Option<IpAddr> {
-    extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
+    Source::of(extensions)
 }

@@ -9,19 +9,32 @@ use axum::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::http::problem::{Code, Problem};
+use crate::http::source::Proxies;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken over from a client.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
+/// What the layer needs.
+pub(in crate::http) struct Outermost {
+    ids: RequestIds,
+    proxies: Arc<Proxies>,
+}
+
+impl Outermost {
+    pub(in crate::http) fn new(proxies: Arc<Proxies>) -> Self {
+        Self { ids: RequestIds::new(), proxies }
+    }
+}
+
 /// Names requests: a random part for the process, and a number.
-pub(in crate::http) struct RequestIds {
+struct RequestIds {
     process: u64,
     next: AtomicU64,
 }
 
 impl RequestIds {
-    pub(in crate::http) fn new() -> Self {
+    fn new() -> Self {
         // Without randomness requests are still told apart within the process.
         let process = getrandom::u64().unwrap_or_default();
         Self { process, next: AtomicU64::new(1) }
@@ -54,15 +67,20 @@ fn acceptable(id: &HeaderValue) -> bool {
 }
 
 pub(in crate::http) async fn edge(
-    State(ids): State<Arc<RequestIds>>,
+    State(outermost): State<Arc<Outermost>>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
-    let id = theirs.unwrap_or_else(|| ids.next());
+    let id = theirs.unwrap_or_else(|| outermost.ids.next());
     let seen = Seen { method: request.method().clone(), route: request.extensions().get().cloned() };
     // Inner layers read it where it came from: the one that counts, and no other.
     request.headers_mut().insert(REQUEST_ID, id.clone());
+    if outermost.proxies.told_by.is_some() {
+        let (mut parts, body) = request.into_parts();
+        outermost.proxies.read_forwarded(&parts.headers, &mut parts.extensions);
+        request = Request::from_parts(parts, body);
+    }
     let mut response = next.run(request).await;
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         let text = id.to_str().unwrap_or_default();

@@ -9,6 +9,7 @@ mod api_keys;
 mod deks;
 mod failure;
 mod file;
+mod grants;
 mod rotation;
 mod schema;
 mod tenants;
@@ -340,6 +341,7 @@ mod tests {
                 "USING COVERING INDEX deks_one_next (tenant=? AND key_name=? AND bound_context=?)",
             ),
             ("DEKS", "USING INDEX deks_by_key (tenant=? AND key_name=? AND id>?)"),
+            ("GRANTS_OF_TENANT", "USING INDEX grants_by_tenant (tenant=? AND id>?)"),
             ("API_KEYS_OF_TENANT", "USING COVERING INDEX api_key_tenants_by_tenant (tenant=? AND api_key>?)"),
         ] {
             assert!(plans[name].iter().any(|step| step.contains(expected)), "{name}: {:?}", plans[name]);

@@ -1,0 +1,88 @@
+//! Grants of the registry: what an administrator gives principals in his tenant while the service runs.
+
+use super::administer::Page;
+use super::{OperationError, Operations};
+use crate::access::granted::check_grant;
+use crate::access::{AdminOf, Permit, Principal};
+use crate::store::{GrantRecord, GrantScope, StoreError};
+use crate::tenant::Verb;
+
+/// What a new grant gives.
+#[derive(Clone, Debug)]
+pub struct NewGrant {
+    /// To whom: a principal, or with a `*` at the end all that begin so.
+    pub principal: String,
+    /// What.
+    pub verbs: Vec<Verb>,
+    /// With what.
+    pub scope: GrantScope,
+}
+
+impl Operations {
+    /// Makes a grant in the permit's tenant.
+    pub async fn create_grant(
+        &self,
+        permit: &Permit<AdminOf>,
+        caller: &Principal,
+        new: NewGrant,
+    ) -> Result<GrantRecord, OperationError> {
+        let attempt = self.audit.begin_change("grant.create", permit.who()).await?;
+        let made = async {
+            check_grant(&new.principal, &new.verbs, &new.scope).map_err(OperationError::Invalid)?;
+            caller.may_grant(std::slice::from_ref(permit.tenant()), &new.verbs)?;
+            self.tenant(permit).await?;
+            let (max, count) =
+                (self.access.tenant_grants_max(), self.store.count_grants(permit.tenant()).await?);
+            if count >= max {
+                return Err(OperationError::Conflict(format!(
+                    "the tenant has {count} grants, and access.tenant_grants_max allows {max}: delete some, or grant \
+                     to many at once with a * at the end of the principal"
+                )));
+            }
+            let mut verbs = new.verbs;
+            verbs.sort_unstable();
+            verbs.dedup();
+            let now = self.clock.now();
+            let mut random = [0; 10];
+            getrandom::fill(&mut random)
+                .map_err(|_| OperationError::Internal("the operating system gives no randomness"))?;
+            let record = GrantRecord {
+                id: GrantRecord::new_id(now, random),
+                tenant: permit.tenant().clone(),
+                principal: new.principal,
+                verbs,
+                scope: new.scope,
+                created_at: now,
+                created_by: permit.principal().clone(),
+            };
+            self.store.insert_grant(&record).await.map_err(|error| match error {
+                StoreError::Missing(what) => OperationError::NotFound(what.to_string()),
+                other => other.into(),
+            })?;
+            Ok(record)
+        };
+        self.finish(attempt, made.await).await
+    }
+
+    /// The grants in the permit's tenant.
+    pub async fn list_grants(
+        &self,
+        permit: &Permit<AdminOf>,
+        page: Page<String>,
+    ) -> Result<Vec<GrantRecord>, OperationError> {
+        self.tenant(permit).await?;
+        Ok(self.store.grants(Some(permit.tenant()), page.after.as_deref(), page.limit).await?)
+    }
+
+    /// Deletes a grant in the permit's tenant.
+    pub async fn delete_grant(&self, permit: &Permit<AdminOf>, id: &str) -> Result<(), OperationError> {
+        let attempt = self.audit.begin_change("grant.delete", permit.who()).await?;
+        let deleted = self.store.delete_grant(permit.tenant(), id).await.map_err(|error| match error {
+            StoreError::Missing(_) => {
+                OperationError::NotFound(format!("this grant in tenant '{}'", permit.tenant()))
+            }
+            other => other.into(),
+        });
+        self.finish(attempt, deleted).await
+    }
+}

@@ -60,8 +60,7 @@ fn lock(required: bool) -> anyhow::Result<Locking> {
     }
     if limit == 0 {
         tracing::warn!(
-            "the system lets this process lock no memory: keys may reach the swap; raise the limit \
-             (LimitMEMLOCK=infinity for systemd, --ulimit memlock=-1 for Docker), or set memory.lock = \"off\""
+            "the system lets this process lock no memory: raise the limit (LimitMEMLOCK, ulimit -l), or keys may reach the swap"
         );
         return Ok(Locking::Settled);
     }

@@ -33,6 +33,7 @@ const ENTRIES: &[(&str, &str)] = &[
         "access.issuers[].required_claims[]",
         "[[access.issuers.required_claims]]\nclaim = \"c\"\nvalues = [\"v\"]\n",
     ),
+    ("audit.otlp", "[audit.otlp]\nendpoint = \"https://collector.example/v1/logs\"\n"),
 ];
 
 /// A row of the page.

@@ -27,7 +27,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
-use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
@@ -36,6 +35,7 @@ use utoipa_axum::routes;
 use crate::access::Access;
 use crate::operations::Operations;
 use crate::tenant::KeyName;
+use bulk::threads::BulkThreads;
 use handlers::{api_keys, decrypt, deks, encrypt, grants, health, jobs, keys, rewrap, shreds, tenants};
 use middleware::admission::Admission;
 use middleware::context::{Established, circumstances};
@@ -122,8 +122,7 @@ pub(crate) struct HttpState {
     /// Made once: most requests use it.
     default_key: KeyName,
     transfers: Transfers,
-    /// Over how many tasks a batch is spread: as many as there are workers.
-    cores: usize,
+    bulk: BulkThreads,
 }
 
 /// Who may come in.
@@ -316,10 +315,9 @@ pub fn router(
     openapi::add_forms(&mut document);
     let transfers = Transfers::new(options.transfer.clone(), tracker);
     let open_transfers = transfers.gauge();
-    let cores = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
     let proxies = Arc::clone(&options.proxies);
     let (options, default_key) = (options.clone(), KeyName::default());
-    let state = HttpState { operations, probe, options, default_key, transfers, cores };
+    let state = HttpState { operations, probe, options, default_key, transfers, bulk: BulkThreads::new() };
     let router = router
         .merge(openapi::pages(&document))
         .fallback(|| async { Problem::new(Code::NotFound, "there is nothing at this path") })

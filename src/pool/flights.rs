@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use moka::policy::EvictionPolicy;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::PoolError;
@@ -29,7 +31,7 @@ pub(super) struct Flights<K> {
     landings: moka::future::Cache<K, Landing>,
     clock: Clock,
     error_memory: Duration,
-    tracker: TaskTracker,
+    tasks: Tasks,
 }
 
 #[derive(Clone)]
@@ -38,6 +40,26 @@ struct Landing {
     at: Duration,
     /// The tenant's mark when the flight began.
     seen_mark: u64,
+}
+
+/// Where flights run: on the service's own threads. One that bulk work begins on its threads, which come last, serves
+/// single calls too.
+#[derive(Clone)]
+struct Tasks {
+    tracker: TaskTracker,
+    runtime: Option<Handle>,
+}
+
+impl Tasks {
+    fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        match &self.runtime {
+            Some(runtime) => self.tracker.spawn_on(task, runtime),
+            None => self.tracker.spawn(task),
+        }
+    }
 }
 
 impl<K: Destination> Flights<K> {
@@ -53,7 +75,8 @@ impl<K: Destination> Flights<K> {
             // Only frees memory: what a landing is worth is decided by the injected clock.
             .time_to_live(Duration::from_mins(1))
             .build();
-        Self { landings, clock, error_memory, tracker }
+        let runtime = Handle::try_current().ok();
+        Self { landings, clock, error_memory, tasks: Tasks { tracker, runtime } }
     }
 
     /// Joins the flight for `key`, or starts it with `fetch`. `good` says whether an earlier landing still serves; an
@@ -72,10 +95,10 @@ impl<K: Destination> Flights<K> {
         F: Future<Output = Result<Arc<LiveDek>, PoolError>> + Send + 'static,
     {
         let lost = || PoolError::Internal("the task that fetched a data key did not end well");
-        let (clock, tracker, began_at) = (self.clock.clone(), self.tracker.clone(), Arc::clone(&mark));
+        let (clock, tasks, began_at) = (self.clock.clone(), self.tasks.clone(), Arc::clone(&mark));
         let init = async move {
             let seen_mark = began_at.now();
-            let outcome = tracker.spawn(fetch).await.unwrap_or_else(|_| Err(lost()));
+            let outcome = tasks.spawn(fetch).await.unwrap_or_else(|_| Err(lost()));
             Landing { outcome, at: clock.monotonic(), seen_mark }
         };
         let (clock, error_memory) = (self.clock.clone(), self.error_memory);
@@ -89,7 +112,7 @@ impl<K: Destination> Flights<K> {
         let landings = self.landings.clone();
         let wait =
             async move { landings.entry(key).or_insert_with_if(init, over).await.into_value().outcome };
-        self.tracker.spawn(wait).await.unwrap_or_else(|_| Err(lost()))
+        self.tasks.spawn(wait).await.unwrap_or_else(|_| Err(lost()))
     }
 
     /// Forgets everything.

@@ -1,7 +1,7 @@
 //! `POST /v1/{encrypt,decrypt,rewrap}/batch`: many items in one body, each with its own outcome.
 //!
-//! The items are cut into short stretches, which as many tasks as there are cores take one after the other. A small
-//! request that comes meanwhile waits for the end of a stretch, well below a millisecond, and not for the batch.
+//! The items are cut into short stretches, which as many tasks as there are cores take one after the other, on threads
+//! of their own: a small request that comes meanwhile does not wait for the batch, and batches share these threads.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,6 @@ use axum::response::Response;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio_util::task::AbortOnDropHandle;
 use utoipa::ToSchema;
 
 use super::items::{Answers, DecryptItem, EncryptItem, ItemProblem, ItemVerb, RewrapItem, answer_all};
@@ -151,8 +150,8 @@ async fn answer<V: ItemVerb>(
     let work = if body.len() <= INLINE_BYTES {
         take_apart(body, items_max)?
     } else {
-        let apart = state.transfers.tracker().spawn_blocking(move || take_apart(body, items_max));
-        let apart = apart.await;
+        let apart = async move { take_apart(body, items_max) };
+        let apart = state.bulk.spawn(state.transfers.tracker(), apart).await;
         apart.map_err(|error| Problem::internal(Code::InternalError, &error))??
     };
     if let Some(tab) = tab {
@@ -238,11 +237,10 @@ async fn spread<V: ItemVerb>(
     if work.stretches.len() <= 1 {
         answers.extend(take_turns(Arc::clone(state), Arc::clone(permit), tally, work).await);
     } else {
-        let width = state.cores.min(work.stretches.len());
+        let width = state.bulk.count().min(work.stretches.len());
         let tasks: Vec<_> = (0..width)
             .map(|_| take_turns(Arc::clone(state), Arc::clone(permit), tally.clone(), Arc::clone(&work)))
-            // A client that goes away takes them with it.
-            .map(|turns| AbortOnDropHandle::new(state.transfers.tracker().spawn(turns)))
+            .map(|turns| state.bulk.spawn(state.transfers.tracker(), turns))
             .collect();
         for task in tasks {
             let done = task.await.map_err(|error| Problem::internal(Code::InternalError, &error))?;

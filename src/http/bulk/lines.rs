@@ -109,7 +109,7 @@ impl<V: ItemVerb> Pipeline<V> {
 
     /// Puts as much under way as there is room for.
     fn start(&mut self) {
-        while self.under_way.len() < self.state.cores.max(2)
+        while self.under_way.len() < self.state.bulk.count().max(2)
             && let Some(lines) = self.waiting.pop_front()
         {
             let (state, permit, tally) =
@@ -117,11 +117,11 @@ impl<V: ItemVerb> Pipeline<V> {
             // Past the quota lines are answered too, one by one: the answer has begun.
             let bytes: usize = lines.iter().map(Line::length).sum();
             let refused = self.tab.as_ref().and_then(|tab| tab.more_lines(lines.len(), bytes as u64).err());
-            let task = self.state.transfers.tracker().spawn(async move {
+            let task = self.state.bulk.spawn(self.state.transfers.tracker(), async move {
                 let item = |line| refused.clone().map_or_else(|| Line::item(line), Err);
                 answer_all(&state, &permit, tally.as_ref(), lines.iter().map(item), b'\n').await
             });
-            self.under_way.push_back(AbortOnDropHandle::new(task));
+            self.under_way.push_back(task);
         }
     }
 }

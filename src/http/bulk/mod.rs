@@ -5,6 +5,7 @@ mod context_header;
 pub(super) mod items;
 mod lines;
 pub(super) mod raw;
+pub(super) mod threads;
 
 use http::{HeaderMap, header};
 

@@ -256,6 +256,13 @@ async fn a_kms_context_that_names_another_tenant_key_or_data_key_is_not_believed
     for (context, answer) in others.iter().zip(decrypt_all(&service, &token, &forged).await) {
         assert_eq!(verdict(&answer), "context_mismatch", "{context:?}");
     }
+    let rewraps =
+        forged.iter().map(|forged| json!({"ciphertext": envelope_text::encode(forged)}).to_string());
+    for (context, answer) in
+        others.iter().zip(post_all(service.address, &token, "/v1/rewrap", rewraps.collect()).await)
+    {
+        assert_eq!(verdict(&answer), "context_mismatch", "{context:?}");
+    }
     assert_eq!(verdict(&decrypt_all(&service, &token, &[with(&context(&own))]).await[0]), "opens");
     // The same where the registry does not know the data key and the section is all there is.
     service.stop().await;
@@ -287,6 +294,42 @@ async fn rewrapping_replaces_a_section_that_somebody_has_filled_with_his_own() {
         let (status, answer) = &post_all(service.address, &token, "/v1/rewrap", vec![body]).await[0];
         assert_eq!((*status, &answer["changed"]), (200, &json!(true)), "{answer}");
         assert_eq!(answer["ciphertext"], envelope_text::encode(&embedded));
+    }
+    service.stop().await;
+}
+
+/// Rewrapping need not look at the message: but what it gives out opens to what was sealed, or does not open.
+#[tokio::test(flavor = "multi_thread")]
+async fn rewrapping_a_cut_or_changed_envelope_gives_nothing_that_opens_to_anything_else() {
+    let world = World::new().await;
+    let service = world.start().await;
+    let (token, envelopes) = envelopes(&service, "acme").await;
+    for envelope in envelopes {
+        let mut changed = flips(&envelope, 0..envelope.len());
+        changed.extend((0..envelope.len()).map(|at| envelope[..at].to_vec()));
+        for mode in ["auto", "wrapped_key"] {
+            let body = |changed: &Vec<u8>| {
+                json!({"ciphertext": envelope_text::encode(changed), "mode": mode}).to_string()
+            };
+            let bodies = changed.iter().map(body).collect();
+            let mut rewrapped = Vec::new();
+            for (status, answer) in post_all(service.address, &token, "/v1/rewrap", bodies).await {
+                if status == 200 {
+                    rewrapped.push(envelope_text::decode(&text(&answer["ciphertext"])).unwrap());
+                } else {
+                    assert!(
+                        (400..500).contains(&status) && answer.get("ciphertext").is_none(),
+                        "{status}: {answer}"
+                    );
+                }
+            }
+            assert!(!rewrapped.is_empty() && rewrapped.len() < changed.len());
+            for answer in decrypt_all(&service, &token, &rewrapped).await {
+                // Without a context to check, rewrapping does not notice a change in what the commitment is over.
+                let allowed = ["opens", "ciphertext_damaged", "context_mismatch"];
+                assert!(allowed.contains(&verdict(&answer).as_str()), "{answer:?}");
+            }
+        }
     }
     service.stop().await;
 }

@@ -1,18 +1,21 @@
 //! How much of something in a time: token buckets on the service's clock, one for each who has a limit of his own.
+//!
+//! A bucket is one number, the moment at which it will be full again (the generic cell rate algorithm, ITU-T I.371).
+//! That moment may lie further ahead than an empty bucket's: what is larger than the bucket is a debt, which is paid
+//! off at the bucket's rate before anything else passes. Without it, large bodies would go past the rate.
 
 use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-use governor::clock::Clock as _;
-use governor::middleware::StateInformationMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
 
 use crate::clock::Clock;
 
 /// How many buckets of a kind are remembered. Tenants and principals are known by then: a stranger makes none.
 const REMEMBERED_MAX: u64 = 100_000;
+/// For how long the debt of one who does not come back is remembered.
+const DEBT_SECS: u64 = 3_600;
 
 /// A bucket's size and how fast it fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,37 +38,44 @@ impl Rate {
         self.burst.get()
     }
 
-    /// How long an empty bucket takes to fill, in whole seconds, at least 1.
+    /// How long an empty bucket takes to fill, in whole seconds, a begun one as whole.
     pub fn window_secs(&self) -> u64 {
-        let secs = self.period.as_secs_f64() * f64::from(self.burst.get()) / f64::from(self.amount.get());
-        Duration::from_secs_f64(secs.max(1.0)).as_secs()
+        secs(self.cost(self.burst.get()))
     }
 
-    fn quota(self) -> governor::Quota {
-        let one = (self.period / self.amount.get()).max(Duration::from_nanos(1));
-        let quota = governor::Quota::with_period(one);
-        quota.unwrap_or_else(|| governor::Quota::per_second(self.amount)).allow_burst(self.burst)
+    /// How long a bucket takes to fill by so many, in nanoseconds.
+    fn cost(&self, amount: u32) -> u64 {
+        let nanos = self.period.as_nanos() * u128::from(amount) / u128::from(self.amount.get());
+        u64::try_from(nanos).unwrap_or(u64::MAX)
     }
-}
 
-#[derive(Clone)]
-struct Time(Clock);
-
-impl governor::clock::Clock for Time {
-    type Instant = Duration;
-
-    fn now(&self) -> Duration {
-        self.0.monotonic()
+    /// How many a bucket holds that will be full after so many nanoseconds.
+    fn left(&self, until_full: u64) -> u32 {
+        let missing = u128::from(until_full) * u128::from(self.amount.get());
+        let missing = missing.div_ceil(self.period.as_nanos().max(1));
+        self.burst.get().saturating_sub(u32::try_from(missing).unwrap_or(u32::MAX))
     }
 }
 
-type Limiter = governor::RateLimiter<NotKeyed, InMemoryState, Time, StateInformationMiddleware>;
+fn secs(nanos: u64) -> u64 {
+    nanos.div_ceil(1_000_000_000)
+}
 
 /// Buckets of one size, one for each key.
 pub struct Buckets<K> {
     rate: Rate,
-    time: Time,
-    limiters: moka::sync::Cache<K, Arc<Limiter>>,
+    clock: Clock,
+    /// When each is full, in nanoseconds of the clock.
+    full_at: moka::sync::Cache<K, Arc<AtomicU64>>,
+}
+
+/// How a bucket stands after something was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// How much is left.
+    pub left: u32,
+    /// After how long it is full, in whole seconds, a begun one as whole.
+    pub full_after_secs: u64,
 }
 
 /// The bucket is too empty.
@@ -73,17 +83,19 @@ pub struct Buckets<K> {
 pub struct Exceeded {
     /// After how long it holds enough, in whole seconds, at least 1.
     pub retry_after_secs: u64,
+    /// How it stands.
+    pub standing: Standing,
 }
 
 impl<K: Hash + Eq + Clone + Send + Sync + 'static> Buckets<K> {
     /// Full ones.
     pub fn new(rate: Rate, clock: Clock) -> Self {
-        let limiters = moka::sync::Cache::builder()
+        let full_at = moka::sync::Cache::builder()
             .max_capacity(REMEMBERED_MAX)
-            // Longer than it takes to fill: what is forgotten was full anyway.
-            .time_to_idle(Duration::from_secs(rate.window_secs().saturating_add(60)))
+            // Longer than it takes to fill: what is forgotten was full, or has waited long enough.
+            .time_to_idle(Duration::from_secs(rate.window_secs().saturating_add(DEBT_SECS)))
             .build();
-        Self { rate, time: Time(clock), limiters }
+        Self { rate, clock, full_at }
     }
 
     /// Their size.
@@ -91,28 +103,54 @@ impl<K: Hash + Eq + Clone + Send + Sync + 'static> Buckets<K> {
         self.rate
     }
 
-    /// Takes `amount` out of this one's bucket, and says how much is left. What is larger than the bucket takes all
-    /// of it: it is a matter of size limits whether it may be at all.
-    pub fn take(&self, key: &K, amount: u32) -> Result<u32, Exceeded> {
-        let Some(amount) = NonZeroU32::new(amount.min(self.rate.burst.get())) else {
-            return Ok(self.rate.burst.get());
-        };
-        let limiter = self.limiters.get(key).unwrap_or_else(|| {
-            self.limiters.get_with(key.clone(), || {
-                let limiter = governor::RateLimiter::direct_with_clock(self.rate.quota(), self.time.clone());
-                Arc::new(limiter.with_middleware())
-            })
+    /// Takes `amount` out of this one's bucket. What is larger than the bucket waits until it is full, and leaves a
+    /// debt: it is a matter of size limits whether it may be at all.
+    ///
+    /// # Errors
+    /// [`Exceeded`] where the bucket does not hold so much; then nothing is taken.
+    pub fn take(&self, key: &K, amount: u32) -> Result<Standing, Exceeded> {
+        let now = self.now();
+        let wanted = self.rate.cost(amount.min(self.rate.burst.get()));
+        let most = self.rate.cost(self.rate.burst.get()) - wanted;
+        let cost = self.rate.cost(amount);
+        let taken = self.bucket(key).try_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+            let until_full = full_at.saturating_sub(now);
+            (amount == 0 || until_full <= most).then(|| full_at.max(now).saturating_add(cost))
         });
-        match limiter.check_n(amount) {
-            Ok(Ok(snapshot)) => Ok(snapshot.remaining_burst_capacity()),
-            Ok(Err(not_until)) => {
-                let wait = not_until.wait_time_from(self.time.now());
-                let secs = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-                Err(Exceeded { retry_after_secs: secs.max(1) })
+        match taken {
+            Ok(before) => Ok(self.standing(before.max(now).saturating_add(cost) - now)),
+            Err(full_at) => {
+                let until_full = full_at.saturating_sub(now);
+                let standing = self.standing(until_full);
+                Err(Exceeded { retry_after_secs: secs(until_full - most).max(1), standing })
             }
-            // Not reached: no more than the bucket's size is asked for.
-            Err(_) => Err(Exceeded { retry_after_secs: self.rate.window_secs() }),
         }
+    }
+
+    /// Takes `amount` even where the bucket does not hold it: what has been used already is owed.
+    pub fn owe(&self, key: &K, amount: u32) {
+        let (now, cost) = (self.now(), self.rate.cost(amount));
+        self.bucket(key)
+            .update(Ordering::Relaxed, Ordering::Relaxed, |full_at| full_at.max(now).saturating_add(cost));
+    }
+
+    /// Puts back what was taken for something that did not come to pass.
+    pub fn give_back(&self, key: &K, amount: u32) {
+        let cost = self.rate.cost(amount);
+        self.bucket(key).update(Ordering::Relaxed, Ordering::Relaxed, |full_at| full_at.saturating_sub(cost));
+    }
+
+    fn bucket(&self, key: &K) -> Arc<AtomicU64> {
+        // The common case needs no key of its own.
+        self.full_at.get(key).unwrap_or_else(|| self.full_at.get_with(key.clone(), Arc::default))
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn standing(&self, until_full: u64) -> Standing {
+        Standing { left: self.rate.left(until_full), full_after_secs: secs(until_full) }
     }
 }
 
@@ -121,31 +159,68 @@ mod tests {
     use super::*;
     use crate::clock::Timestamp;
 
+    fn buckets(amount: u32, burst: u32) -> (Clock, Buckets<&'static str>) {
+        let clock = Clock::manual(Timestamp::from_unix_ms(0));
+        (clock.clone(), Buckets::new(Rate::new(amount, Duration::from_secs(1), burst).unwrap(), clock))
+    }
+
+    fn left(taken: Result<Standing, Exceeded>) -> Option<u32> {
+        taken.ok().map(|standing| standing.left)
+    }
+
+    fn wait(taken: Result<Standing, Exceeded>) -> Option<u64> {
+        taken.err().map(|exceeded| exceeded.retry_after_secs)
+    }
+
     #[test]
     fn the_last_within_the_burst_passes_and_the_next_when_its_time_has_come_and_not_before() {
-        let clock = Clock::manual(Timestamp::from_unix_ms(0));
-        let rate = Rate::new(2, Duration::from_secs(1), 5).unwrap();
-        let buckets = Buckets::new(rate, clock.clone());
-        for left in (0..5).rev() {
-            assert_eq!(buckets.take(&"a", 1), Ok(left));
+        let (clock, buckets) = buckets(2, 5);
+        for remaining in (0..5).rev() {
+            assert_eq!(left(buckets.take(&"a", 1)), Some(remaining));
         }
-        assert_eq!(buckets.take(&"a", 1), Err(Exceeded { retry_after_secs: 1 }));
-        assert_eq!(buckets.take(&"a", 4), Err(Exceeded { retry_after_secs: 2 }));
+        assert_eq!(wait(buckets.take(&"a", 1)), Some(1));
+        assert_eq!(wait(buckets.take(&"a", 4)), Some(2));
         clock.advance(Duration::from_millis(499));
         assert!(buckets.take(&"a", 1).is_err());
         clock.advance(Duration::from_millis(1));
-        assert_eq!(buckets.take(&"a", 1), Ok(0));
+        assert_eq!(left(buckets.take(&"a", 1)), Some(0));
         assert!(buckets.take(&"a", 1).is_err());
         // Nobody pays for another.
-        assert_eq!(buckets.take(&"b", 5), Ok(0));
-        clock.advance(Duration::from_secs(3));
-        // Larger than the bucket: all of it, and only when it is full.
-        assert_eq!(buckets.take(&"a", 1_000), Ok(0));
-        clock.advance(Duration::from_millis(2_499));
-        assert!(buckets.take(&"a", 1_000).is_err());
-        clock.advance(Duration::from_millis(1));
-        assert_eq!(buckets.take(&"a", 1_000), Ok(0));
+        assert_eq!(left(buckets.take(&"b", 5)), Some(0));
         assert_eq!(Rate::new(0, Duration::from_secs(1), 5), None);
-        assert_eq!((rate.burst(), rate.window_secs()), (5, 2));
+        let rate = buckets.rate();
+        assert_eq!((rate.burst(), rate.window_secs()), (5, 3));
+    }
+
+    #[test]
+    fn what_is_larger_than_the_bucket_waits_for_all_of_it_and_is_paid_in_full() {
+        let (clock, buckets) = buckets(2, 5);
+        assert_eq!(left(buckets.take(&"a", 1)), Some(4));
+        assert_eq!(wait(buckets.take(&"a", 20)), Some(1));
+        clock.advance(Duration::from_millis(500));
+        assert_eq!(buckets.take(&"a", 20), Ok(Standing { left: 0, full_after_secs: 10 }));
+        // 15 are owed, and one more is wanted.
+        assert_eq!(wait(buckets.take(&"a", 1)), Some(8));
+        clock.advance(Duration::from_millis(7_999));
+        assert_eq!(wait(buckets.take(&"a", 1)), Some(1));
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(left(buckets.take(&"a", 1)), Some(0));
+    }
+
+    #[test]
+    fn what_is_owed_is_paid_and_what_is_given_back_is_there_again() {
+        let (clock, buckets) = buckets(2, 5);
+        buckets.owe(&"a", 7);
+        assert_eq!(wait(buckets.take(&"a", 1)), Some(2));
+        clock.advance(Duration::from_millis(1_500));
+        assert_eq!(left(buckets.take(&"a", 1)), Some(0));
+        buckets.give_back(&"a", 1);
+        assert_eq!(left(buckets.take(&"a", 1)), Some(0));
+        // Nothing costs nothing, even of one who is in debt.
+        assert_eq!(left(buckets.take(&"a", 0)), Some(0));
+        // Never more than full.
+        buckets.give_back(&"b", 3);
+        assert_eq!(left(buckets.take(&"b", 5)), Some(0));
+        assert!(buckets.take(&"b", 1).is_err());
     }
 }

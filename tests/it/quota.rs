@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use keyfold::tenant::Verb;
+use reqwest::Method;
 use serde_json::json;
 
 use crate::caller::{Answer, Caller};
@@ -19,16 +20,16 @@ async fn the_burst_passes_the_next_is_told_when_and_then_passes() {
     world.settings.quotas.tenant.requests_burst = 3;
     let service = world.start_without_keeper().await;
     let caller = service.tenant_and_caller("acme").await;
-    for left in ["2", "1", "0"] {
+    for standing in ["r=2;t=1", "r=1;t=1", "r=0;t=2"] {
         let answer = call(&caller).await;
         assert_eq!(answer.status, 200);
-        assert_eq!(answer.headers["ratelimit-policy"], "\"tenant-requests\";q=3;w=1");
-        assert_eq!(answer.headers["ratelimit"], format!("\"tenant-requests\";r={left};t=1"));
+        assert_eq!(answer.headers["ratelimit-policy"], "\"tenant-requests\";q=3;w=2");
+        assert_eq!(answer.headers["ratelimit"], format!("\"tenant-requests\";{standing}"));
     }
     let answer = call(&caller).await;
     assert!(answer.problem("rate_limited").contains("tenant-requests"));
     assert_eq!((answer.status, &answer.headers["retry-after"]), (429, &"1".parse().unwrap()));
-    assert_eq!(answer.headers["ratelimit"], "\"tenant-requests\";r=0;t=1");
+    assert_eq!(answer.headers["ratelimit"], "\"tenant-requests\";r=0;t=2");
     world.clock.advance(std::time::Duration::from_millis(499));
     call(&caller).await.problem("rate_limited");
     world.clock.advance(std::time::Duration::from_millis(1));
@@ -100,6 +101,59 @@ async fn bytes_count_whether_they_are_announced_or_not() {
         |body: &str| reqwest::Body::wrap(Full::new(Bytes::from(body.to_owned())).map_frame(|frame| frame));
     assert_eq!(caller.post_text("/v1/encrypt", chunked(&body)).await.status, 200);
     caller.post_text("/v1/encrypt", chunked(&body)).await.problem("rate_limited");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_larger_than_the_burst_is_paid_in_full_announced_or_not() {
+    let mut world = World::new().await;
+    world.settings.quotas.tenant.kib_per_sec = 4;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let octets = ("content-type", "application/octet-stream");
+    let body = Bytes::from(vec![7; 20 << 10]);
+    for announced in [true, false] {
+        let body = match announced {
+            true => reqwest::Body::from(body.clone()),
+            false => reqwest::Body::wrap(Full::new(body.clone()).map_frame(|frame| frame)),
+        };
+        let request = caller.request(Method::POST, "/v1/encrypt").header(octets.0, octets.1).body(body);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let headers = answer.headers().clone();
+        answer.bytes().await.unwrap();
+        if announced {
+            let (policy, limit) = (&headers["ratelimit-policy"], &headers["ratelimit"]);
+            assert_eq!(policy, "\"tenant-bytes\";q=4096;w=1;qu=\"content-bytes\"");
+            assert_eq!(limit, "\"tenant-bytes\";r=0;t=5");
+        }
+        // 16 KiB are owed, and one more is wanted.
+        let refused = call(&caller).await;
+        assert!(refused.problem("rate_limited").contains("tenant-bytes"));
+        assert_eq!(refused.headers["retry-after"], "5");
+        world.clock.advance(std::time::Duration::from_millis(4_249));
+        call(&caller).await.problem("rate_limited");
+        world.clock.advance(std::time::Duration::from_millis(1));
+        assert_eq!(call(&caller).await.status, 200);
+        world.pass(10);
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_the_tenants_quota_refuses_costs_the_caller_nothing() {
+    let mut world = World::new().await;
+    world.settings.quotas.tenant.requests_per_sec = 2;
+    world.settings.quotas.principal.requests_per_sec = 4;
+    world.settings.quotas.principal.requests_burst = 6;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    for _ in 0..2 {
+        assert_eq!(call(&caller).await.status, 200);
+    }
+    for _ in 0..10 {
+        assert!(call(&caller).await.problem("rate_limited").contains("tenant-requests"));
+    }
     service.stop().await;
 }
 

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use envelope::{HEAD_BYTES_MAX, HeadReader};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use http_body_util::BodyExt;
 
@@ -14,6 +15,7 @@ use super::{OCTETS, is};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::http::HttpState;
 use crate::http::handlers::{Permitted, Weight};
+use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
 use crate::http::transfer::{Answer, Output};
 use crate::operations::{
@@ -36,7 +38,7 @@ pub(in crate::http) async fn encrypt(
     permit: Permit<Encrypt>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (parts, body) = request.into_parts();
+    let (parts, body) = charged(request);
     let key = one(&parts.headers, &KEY)?.map_or_else(|| Ok(state.default_key.clone()), key_name)?;
     let (context, weight) = (context(&parts.headers)?, weight(&parts.headers)?.map(Into::into));
     let operations = Arc::clone(&state.operations);
@@ -53,7 +55,7 @@ pub(in crate::http) async fn decrypt(
     permit: Permit<Decrypt>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (parts, body) = request.into_parts();
+    let (parts, body) = charged(request);
     let request = StreamDecryption { context: context(&parts.headers)? };
     let operations = Arc::clone(&state.operations);
     let work = |mut source, mut sink| async move {
@@ -68,7 +70,7 @@ pub(in crate::http) async fn rewrap(
     permit: Permit<Rewrap>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (parts, body) = request.into_parts();
+    let (parts, body) = charged(request);
     let mode = match one(&parts.headers, &MODE)? {
         None | Some("auto") => RewrapMode::Auto,
         Some("wrapped_key") => RewrapMode::WrappedKey,
@@ -156,6 +158,19 @@ impl Sink for Output {
     async fn write(&mut self, piece: Bytes) -> Result<(), TransferError> {
         Self::write(self, piece).await
     }
+}
+
+/// What the head does not announce of the body is charged to the caller's quota while it comes.
+fn charged(request: Request) -> (Parts, Body) {
+    let (parts, body) = request.into_parts();
+    let Some(tab) = parts.extensions.get::<Tab>().cloned() else { return (parts, body) };
+    let charged = body.map_frame(move |frame| {
+        if let Some(piece) = frame.data_ref() {
+            tab.flowed(piece.len() as u64);
+        }
+        frame
+    });
+    (parts, Body::new(charged))
 }
 
 /// The one value of a header.

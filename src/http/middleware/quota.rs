@@ -1,10 +1,12 @@
 //! How much a tenant and a principal may ask for in a second: past it, 429 with the time to wait.
 //!
 //! Taken from the buckets when the permit is given, before the body is read: one request, one item, and the bytes that
-//! the head announces; bytes that it does not announce, and further items of a batch, when they are known. The
-//! principal's buckets come first, so that one of a tenant's callers who is past his own takes nothing from the others.
+//! the head announces; bytes that it does not announce, and further items of a batch, when they are known. A raw body of
+//! unknown length is not stopped for it: its bytes are owed, and the next calls wait. The principal's buckets come
+//! first, so that one of a tenant's callers who is past his own takes nothing from the others; what is refused costs
+//! nothing.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use serde::Deserialize;
 
 use crate::clock::Clock;
 use crate::http::problem::{Code, Problem};
-use crate::quota::{Buckets, Exceeded, Rate};
+use crate::quota::{Buckets, Exceeded, Rate, Standing};
 use crate::tenant::{PrincipalId, TenantId};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -38,7 +40,7 @@ pub struct Rates {
     pub items_burst: u32,
     /// KiB of request bodies in a second.
     pub kib_per_sec: u32,
-    /// KiB at once after a rest. A body that is larger takes all that is there, and waits for that.
+    /// KiB at once after a rest. A body that is larger waits for all of it, and the next calls until it is paid.
     pub kib_burst: u32,
 }
 
@@ -55,8 +57,22 @@ pub struct QuotaOptions {
 /// One kind of thing that is counted.
 struct Counted<K> {
     name: &'static str,
+    unit: Unit,
     buckets: Option<Buckets<K>>,
 }
+
+/// How the headers count, and in which unit (`qu`).
+#[derive(Clone, Copy)]
+struct Unit {
+    /// None for requests, which is what is meant where nothing is said.
+    name: Option<&'static str>,
+    /// How many of it are one of what the bucket holds.
+    each: u64,
+}
+
+const REQUESTS: Unit = Unit { name: None, each: 1 };
+const ITEMS: Unit = Unit { name: Some("items"), each: 1 };
+const BYTES: Unit = Unit { name: Some("content-bytes"), each: PIECE_BYTES };
 
 struct Limits<K> {
     requests: Counted<K>,
@@ -77,43 +93,56 @@ struct Cost {
     pieces: u32,
 }
 
-/// How a bucket stands: for the headers of the answer.
-struct Standing {
+/// A bucket of the call's: for the headers of the answer.
+struct Shown {
     name: &'static str,
+    unit: Unit,
     rate: Rate,
-    left: u32,
-    wait_secs: u64,
+    standing: Standing,
 }
 
 impl<K: std::hash::Hash + Eq + Clone + Send + Sync + 'static> Limits<K> {
     fn new(rates: &Rates, names: [&'static str; 3], clock: &Clock) -> Self {
-        let counted = |name, amount, burst| {
+        let counted = |name, unit, amount, burst| {
             let rate = Rate::new(amount, Duration::from_secs(1), burst);
-            Counted { name, buckets: rate.map(|rate| Buckets::new(rate, clock.clone())) }
+            Counted { name, unit, buckets: rate.map(|rate| Buckets::new(rate, clock.clone())) }
         };
         Self {
-            requests: counted(names[0], rates.requests_per_sec, rates.requests_burst),
-            items: counted(names[1], rates.items_per_sec, rates.items_burst),
-            pieces: counted(names[2], rates.kib_per_sec, rates.kib_burst),
+            requests: counted(names[0], REQUESTS, rates.requests_per_sec, rates.requests_burst),
+            items: counted(names[1], ITEMS, rates.items_per_sec, rates.items_burst),
+            pieces: counted(names[2], BYTES, rates.kib_per_sec, rates.kib_burst),
         }
     }
 
-    fn take(&self, key: &K, cost: Cost, standings: &mut Vec<Standing>) -> Result<(), Exceeded> {
-        for (counted, amount) in
-            [(&self.requests, cost.requests), (&self.items, cost.items), (&self.pieces, cost.pieces)]
-        {
-            let Some(buckets) = counted.buckets.as_ref().filter(|_| amount > 0) else { continue };
-            let (name, rate) = (counted.name, buckets.rate());
+    /// The buckets that such a cost is taken from.
+    fn asked(&self, cost: Cost) -> impl Iterator<Item = (&Counted<K>, &Buckets<K>, u32)> {
+        [(&self.requests, cost.requests), (&self.items, cost.items), (&self.pieces, cost.pieces)]
+            .into_iter()
+            .filter(|(_, amount)| *amount > 0)
+            .filter_map(|(counted, amount)| Some((counted, counted.buckets.as_ref()?, amount)))
+    }
+
+    /// All of it or nothing.
+    fn take(&self, key: &K, cost: Cost, shown: &mut Vec<Shown>) -> Result<(), Exceeded> {
+        for (place, (counted, buckets, amount)) in self.asked(cost).enumerate() {
             let taken = buckets.take(key, amount);
-            let (left, wait_secs) = match taken {
-                Ok(left) => (left, 1),
-                Err(exceeded) => (0, exceeded.retry_after_secs),
-            };
-            standings.retain(|standing| standing.name != name);
-            standings.push(Standing { name, rate, left, wait_secs });
+            let standing = taken.unwrap_or_else(|exceeded| exceeded.standing);
+            shown.retain(|shown| shown.name != counted.name);
+            shown.push(Shown { name: counted.name, unit: counted.unit, rate: buckets.rate(), standing });
+            if taken.is_err() {
+                self.asked(cost).take(place).for_each(|(_, buckets, amount)| buckets.give_back(key, amount));
+            }
             taken?;
         }
         Ok(())
+    }
+
+    fn give_back(&self, key: &K, cost: Cost) {
+        self.asked(cost).for_each(|(_, buckets, amount)| buckets.give_back(key, amount));
+    }
+
+    fn owe(&self, key: &K, cost: Cost) {
+        self.asked(cost).for_each(|(_, buckets, amount)| buckets.owe(key, amount));
     }
 }
 
@@ -125,8 +154,8 @@ impl Quotas {
         if !limits(&options.tenant) && !limits(&options.principal) {
             return None;
         }
-        let tenant = ["tenant-requests", "tenant-items", "tenant-kib"];
-        let principal = ["principal-requests", "principal-items", "principal-kib"];
+        let tenant = ["tenant-requests", "tenant-items", "tenant-bytes"];
+        let principal = ["principal-requests", "principal-items", "principal-bytes"];
         Some(Self {
             tenants: Limits::new(&options.tenant, tenant, clock),
             principals: Limits::new(&options.principal, principal, clock),
@@ -145,7 +174,9 @@ struct TabInner {
     announced: AtomicBool,
     /// Whether the one item that every call has is counted among those that were found since.
     counted: AtomicBool,
-    standings: Mutex<Vec<Standing>>,
+    /// How many bytes have come that were not announced.
+    bytes: AtomicU64,
+    shown: Mutex<Vec<Shown>>,
 }
 
 impl Tab {
@@ -163,10 +194,25 @@ impl Tab {
 
     /// So many bytes have come; they are counted where they were not announced.
     pub(in crate::http) fn more_bytes(&self, bytes: u64) -> Result<(), Problem> {
-        if self.0.announced.load(Ordering::Relaxed) {
-            return Ok(());
+        self.take(self.unannounced(bytes))
+    }
+
+    /// So many bytes of a stream have come, which is not stopped for them: they are owed.
+    pub(in crate::http) fn flowed(&self, bytes: u64) {
+        let cost = self.unannounced(bytes);
+        if let Some((tenant, principal)) = lock(&self.0.payer).as_ref() {
+            self.0.quotas.principals.owe(principal, cost);
+            self.0.quotas.tenants.owe(tenant, cost);
         }
-        self.take(Cost { pieces: pieces(bytes), ..Cost::default() })
+    }
+
+    /// Of all bytes together a begun piece is counted as whole, not of each part in which they come.
+    fn unannounced(&self, bytes: u64) -> Cost {
+        if self.0.announced.load(Ordering::Relaxed) {
+            return Cost::default();
+        }
+        let before = self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Cost { pieces: pieces(before + bytes) - pieces(before), ..Cost::default() }
     }
 
     /// So many items have been found, the one that is counted already among them.
@@ -185,33 +231,38 @@ impl Tab {
     fn take(&self, cost: Cost) -> Result<(), Problem> {
         let payer = lock(&self.0.payer);
         let Some((tenant, principal)) = payer.as_ref() else { return Ok(()) };
-        let mut standings = lock(&self.0.standings);
-        let quotas = &self.0.quotas;
-        let taken = quotas
-            .principals
-            .take(principal, cost, &mut standings)
-            .and_then(|()| quotas.tenants.take(tenant, cost, &mut standings));
+        let mut shown = lock(&self.0.shown);
+        let Quotas { principals, tenants } = &*self.0.quotas;
+        let taken = principals.take(principal, cost, &mut shown).and_then(|()| {
+            tenants.take(tenant, cost, &mut shown).inspect_err(|_| principals.give_back(principal, cost))
+        });
         taken.map_err(|exceeded| {
-            let name = standings.last().map_or("", |standing| standing.name);
+            let name = shown.last().map_or("", |shown| shown.name);
             let detail = format!("the quota {name} is used up: try again in {} s", exceeded.retry_after_secs);
             Problem { retry_after_secs: exceeded.retry_after_secs, ..Problem::new(Code::RateLimited, detail) }
         })
     }
 
+    /// As `draft-ietf-httpapi-ratelimit-headers-10` has them: `q` at once, `w` seconds to fill, `r` left, all there
+    /// again after `t` seconds.
     fn write_headers(&self, response: &mut Response) {
-        let standings = lock(&self.0.standings);
-        if standings.is_empty() {
+        let shown = lock(&self.0.shown);
+        if shown.is_empty() {
             return;
         }
-        let list = |item: &dyn Fn(&Standing) -> String| {
-            let items: Vec<String> = standings.iter().map(item).collect();
+        let list = |item: &dyn Fn(&Shown) -> String| {
+            let items: Vec<String> = shown.iter().map(item).collect();
             HeaderValue::from_str(&items.join(", "))
         };
-        let policy = list(&|standing| {
-            format!("\"{}\";q={};w={}", standing.name, standing.rate.burst(), standing.rate.window_secs())
+        let policy = list(&|Shown { name, unit, rate, .. }| {
+            let quota = u64::from(rate.burst()) * unit.each;
+            let unit = unit.name.map(|name| format!(";qu=\"{name}\"")).unwrap_or_default();
+            format!("\"{name}\";q={quota};w={}{unit}", rate.window_secs())
         });
-        let limit =
-            list(&|standing| format!("\"{}\";r={};t={}", standing.name, standing.left, standing.wait_secs));
+        let limit = list(&|Shown { name, unit, standing, .. }| {
+            let left = u64::from(standing.left) * unit.each;
+            format!("\"{name}\";r={left};t={}", standing.full_after_secs)
+        });
         if let (Ok(policy), Ok(limit)) = (policy, limit) {
             response.headers_mut().insert(RATE_LIMIT_POLICY, policy);
             response.headers_mut().insert(RATE_LIMIT, limit);
@@ -238,7 +289,8 @@ pub(in crate::http) async fn quota(
         payer: Mutex::default(),
         announced: AtomicBool::new(false),
         counted: AtomicBool::new(false),
-        standings: Mutex::default(),
+        bytes: AtomicU64::new(0),
+        shown: Mutex::default(),
     }));
     request.extensions_mut().insert(tab.clone());
     let mut response = next.run(request).await;

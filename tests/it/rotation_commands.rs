@@ -1,0 +1,1 @@
+//! What operators type while the service runs.

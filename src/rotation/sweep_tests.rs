@@ -443,3 +443,42 @@ fn nothing_is_destroyed_a_moment_before_its_time() {
     world.now = world.now.plus(Duration::from_millis(1));
     assert_eq!(steps_of(&world, destroy), 2);
 }
+
+#[test]
+fn a_form_of_a_kek_whose_material_is_not_known_is_left_as_it_is() {
+    let mut world = World::new();
+    let rewrap = |step: &Step| matches!(step, Step::Rewrap { .. });
+    let known =
+        |material: &str, since: Timestamp| KekMaterial { kek: kek(2), material: material.to_owned(), since };
+    let ids: Vec<DataKeyId> = world.deks.values().map(|stored| stored.dek.id).collect();
+    for material in [None, Some("1".to_owned())] {
+        ids.iter().for_each(|id| world.dek(*id).wrapped[0].material.clone_from(&material));
+        // The KMS has never said what the KEK's material is: nothing to compare with.
+        world.materials.clear();
+        assert_eq!(world.plan(), vec![], "{material:?}");
+        // Another KEK's material says nothing about this one's.
+        world.materials.insert(kek(3), KekMaterial { kek: kek(3), ..known("2", world.now) });
+        assert_eq!(world.plan(), vec![], "{material:?}");
+    }
+    // Once it says so, what is known to be of another material is wrapped anew.
+    world.materials.insert(kek(2), known("1", world.now));
+    assert_eq!(steps_of(&world, rewrap), 0);
+    world.materials.insert(kek(2), known("2", world.now));
+    assert_eq!(steps_of(&world, rewrap), 2);
+    // A form that does not tell its material goes by its age: made in the moment of the change, it is new.
+    ids.iter().for_each(|id| world.dek(*id).wrapped[0].material = None);
+    assert_eq!(steps_of(&world, rewrap), 0);
+    world.materials.insert(kek(2), known("2", world.now.plus(Duration::from_millis(1))));
+    assert_eq!(steps_of(&world, rewrap), 2);
+}
+
+/// Somebody else has added a KEK to the ring since this view was read.
+#[test]
+fn a_form_under_a_kek_that_is_not_known_at_all_is_not_dropped() {
+    let mut world = World::new();
+    let id = world.of(&scope(0), DekState::Active).unwrap();
+    world.dek(id).dek.state = DekState::Retired;
+    let newer = WrappedRecord { kek: kek(4), ..world.form(&kek(2)) };
+    world.dek(id).wrapped.push(newer);
+    assert_eq!(world.plan(), vec![]);
+}

@@ -423,6 +423,15 @@ async fn a_shredded_data_key_can_be_taken_back_until_its_time_and_opens_nothing_
     assert_eq!((&gone[0]["state"], &gone[0]["wrapped"]), (&json!("destroyed"), &json!([])));
     let job = last_job(&caller).await;
     assert_eq!((&job["kind"], &job["state"], &job["done"]), (&json!("shred"), &json!("done"), &json!(1)));
+    // Nor after a restart, with nothing in memory, though the envelope has the wrapped key inside.
+    assert!(!envelope::inspect(&envelope::text::decode(&sealed).unwrap()).unwrap().wrapped().is_compact());
+    let token = caller.token().to_owned();
+    service.stop().await;
+    let service = world.start_without_keeper().await;
+    let (caller, unwraps) = (service.anonymous().with_token(token), world.kms.unwraps());
+    caller.try_decrypt(&sealed, &json!({})).await.problem("key_destroyed");
+    caller.post("/v1/rewrap", &section).await.problem("key_destroyed");
+    assert_eq!(world.kms.unwraps(), unwraps, "the KMS was asked for a data key that is dead");
     service.stop().await;
 }
 
@@ -528,4 +537,56 @@ async fn a_change_of_the_ring_is_followed_at_once() {
     service.app.pool().clear();
     assert_eq!(caller.decrypt(&sealed, &json!({})).await, b"hello");
     service.stop().await;
+}
+
+/// More tenants than are loaded at a time, all due in the same moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_tenants_due_at_once_are_worked_off_in_pages_and_within_the_budget() {
+    const TENANTS: usize = 150;
+    const PER_SEC: u64 = 50;
+    let mut world = World::new().await;
+    world.settings.rotation.kms_calls_per_sec_max = u32::try_from(PER_SEC).unwrap();
+    let service = world.start_without_keeper().await;
+    let ids: Vec<String> = (0..TENANTS).map(|n| format!("tenant-{n}")).collect();
+    for id in &ids {
+        let caller = service.tenant_and_caller(id).await;
+        caller.encrypt(b"hello", &json!({})).await;
+    }
+    rotate_all(&service, &world, TENANTS).await;
+    world.keyring.rotate("one").await.unwrap();
+    world.pass(2 * 60 * 60);
+    let (calls, took) = rotate_all(&service, &world, TENANTS).await;
+    // One ReEncrypt each at least. Calls may come 100 ms early, and as many again as tenants are worked on at once.
+    assert!(calls >= TENANTS as u64, "{calls} calls");
+    assert!(
+        took >= Duration::from_secs(1) * u32::try_from(calls - 10).unwrap() / 50,
+        "{calls} calls in {took:?}"
+    );
+    let used = service.store.kek_use(&"local:one".parse().unwrap()).await.unwrap();
+    let oldest = world.clock.now().since(used.oldest_wrapped_at.unwrap());
+    assert!(oldest < Duration::from_hours(1), "not all were rewrapped: {oldest:?}");
+    service.stop().await;
+}
+
+/// A round in which all of so many tenants have their turn, while time goes on by a tenth of a second at a time: how
+/// many calls it made to the KMS in how much time.
+async fn rotate_all(service: &Service, world: &World, tenants: usize) -> (u64, Duration) {
+    let (before, start) = (world.kms.calls(), world.clock.monotonic());
+    let rotation = service.app.rotation.clone();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { rotation.reconcile().await.unwrap() });
+    loop {
+        let waited = tokio::time::timeout(Duration::from_millis(10), tasks.join_next()).await;
+        let took = world.clock.monotonic() - start;
+        let calls = world.kms.calls() - before;
+        let allowed = u64::try_from(took.as_millis()).unwrap() * 50 / 1_000 + 10;
+        assert!(calls <= allowed, "{calls} calls in {took:?}");
+        if let Ok(ended) = waited {
+            let round = ended.unwrap().unwrap();
+            // Who was nudged in the meantime, by the first to find the new material, has another turn.
+            assert!(round.tenants >= tenants && round.failed == 0, "{round:?}");
+            return (calls, took);
+        }
+        world.clock.advance(Duration::from_millis(100));
+    }
 }

@@ -112,6 +112,37 @@ async fn csv_killed_five_times_comes_out_whole() {
     assert!(rest == input, "something else was changed");
 }
 
+/// Of either form: a dry run makes nothing, a second run changes nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_makes_no_file_and_a_second_run_changes_no_byte() {
+    let desk = Desk::new().await;
+    let sealed = desk.sealed(0..30).await;
+    std::fs::write(desk.path("rows.ndjson"), lines(&sealed)).unwrap();
+    let records = sealed.iter().enumerate().map(|(row, sealed)| format!("{row},\"a, b\",{sealed}\n"));
+    std::fs::write(desk.path("rows.csv"), format!("id,name,secret\n{}", records.collect::<String>()))
+        .unwrap();
+    let (from, to) = desk.rotate().await;
+    for form in ["ndjson", "csv"] {
+        let (rows, once, twice) = (format!("rows.{form}"), format!("once.{form}"), format!("twice.{form}"));
+        let input = desk.read(&rows);
+        for output in [&["-o", once.as_str()][..], &[]] {
+            let dry = [&[rows.as_str(), "--dry-run"], output, &FIELDS[..]].concat();
+            let (out, err) = desk.not_ok(&dry).await;
+            assert!(out.contains(&format!("{from} -> {to}: 30 would be renewed")), "{out}");
+            assert!(err.contains("30 of 30 rows are not up to date"), "{err}");
+            assert!(!out.contains("kf1."), "a dry run prints no rows");
+        }
+        assert!(!desk.path(&once).exists() && desk.read(&rows) == input, "a dry run wrote something");
+        let first = desk.report(&[&[rows.as_str(), "-o", once.as_str()], &FIELDS[..]].concat()).await;
+        assert_eq!(first["renewed"], json!({&from: {&to: 30}}));
+        let second = desk.report(&[&[once.as_str(), "-o", twice.as_str()], &FIELDS[..]].concat()).await;
+        assert_eq!((&second["renewed"], &second["current"]), (&json!({}), &json!({&to: 30})));
+        assert!(desk.read(&twice) == desk.read(&once) && desk.read(&rows) == input);
+        let dry = desk.ok(&[&[once.as_str(), "--dry-run"], &FIELDS[..]].concat()).await;
+        assert!(dry.contains("0 would be renewed, 30 up to date"), "{dry}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn standard_input_goes_to_standard_output_and_what_fails_stays_as_it_is() {
     let desk = Desk::new().await;

@@ -452,7 +452,9 @@ fn a_form_of_a_kek_whose_material_is_not_known_is_left_as_it_is() {
         |material: &str, since: Timestamp| KekMaterial { kek: kek(2), material: material.to_owned(), since };
     let ids: Vec<DataKeyId> = world.deks.values().map(|stored| stored.dek.id).collect();
     for material in [None, Some("1".to_owned())] {
-        ids.iter().for_each(|id| world.dek(*id).wrapped[0].material.clone_from(&material));
+        for id in &ids {
+            world.dek(*id).wrapped[0].material.clone_from(&material);
+        }
         // The KMS has never said what the KEK's material is: nothing to compare with.
         world.materials.clear();
         assert_eq!(world.plan(), vec![], "{material:?}");
@@ -466,7 +468,9 @@ fn a_form_of_a_kek_whose_material_is_not_known_is_left_as_it_is() {
     world.materials.insert(kek(2), known("2", world.now));
     assert_eq!(steps_of(&world, rewrap), 2);
     // A form that does not tell its material goes by its age: made in the moment of the change, it is new.
-    ids.iter().for_each(|id| world.dek(*id).wrapped[0].material = None);
+    for id in &ids {
+        world.dek(*id).wrapped[0].material = None;
+    }
     assert_eq!(steps_of(&world, rewrap), 0);
     world.materials.insert(kek(2), known("2", world.now.plus(Duration::from_millis(1))));
     assert_eq!(steps_of(&world, rewrap), 2);

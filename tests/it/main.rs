@@ -25,6 +25,7 @@ mod context;
 mod contract;
 mod docs;
 mod forgeries;
+mod fuzzed;
 mod keyring_file;
 mod guard;
 mod hardening;

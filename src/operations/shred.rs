@@ -123,6 +123,11 @@ impl Operations {
     }
 
     /// Takes back what was asked for. What was revoked or switched off stays so until it is restored.
+    ///
+    /// # Errors
+    ///
+    /// Not found for a key or data key that there is not; a conflict where nobody asked to shred it, or its
+    /// waiting period is over.
     pub async fn cancel_shred(
         &self,
         permit: &Permit<AdminOf>,
@@ -130,13 +135,14 @@ impl Operations {
     ) -> Result<(), OperationError> {
         let attempt = self.audit.begin_change("shred.cancel", permit.who().changing_target(target)).await?;
         let cancelled = async {
+            self.check_target(permit, target).await?;
             let now = self.clock.now();
             self.store.cancel_shred(permit.tenant(), target, now).await.map_err(|error| match error {
                 StoreError::Conflict(_) => OperationError::Conflict(
                     "the waiting period is over: it is destroyed, or about to be".to_owned(),
                 ),
                 StoreError::Missing(_) => {
-                    OperationError::NotFound("request to shred this: nothing is cancelled".to_owned())
+                    OperationError::Conflict("nobody asked to shred it: nothing is cancelled".to_owned())
                 }
                 other => other.into(),
             })?;

@@ -18,7 +18,7 @@ use http::{Extensions, HeaderMap, Request, header};
 use hyper::body::Incoming;
 use ipnet::IpNet;
 use serde::Deserialize;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::TcpStream;
 use tower::Service;
 
@@ -63,7 +63,7 @@ impl Proxies {
     }
 
     /// Puts the [`Source`] into a request whose trusted peer has sent a `Forwarded` header.
-    pub(super) fn read_forwarded(&self, headers: &HeaderMap, extensions: &mut Extensions) {
+    pub fn read_forwarded(&self, headers: &HeaderMap, extensions: &mut Extensions) {
         if self.told_by != Some(ToldBy::Forwarded) {
             return;
         }
@@ -167,7 +167,7 @@ where
             let told = proxies.told_by == Some(ToldBy::ProxyProtocolV2);
             let mut source = None;
             if told && proxies.trust(stream.peer_addr()?.ip()) {
-                let header = tokio::time::timeout(time_max, read_header(&mut stream)).await;
+                let header = tokio::time::timeout(time_max, read_proxy_header(&mut stream)).await;
                 source = header.map_err(|_| malformed("has not come in time"))??;
             }
             Ok((stream, FromSource { service, source }))
@@ -179,8 +179,9 @@ const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The longest header that is read, in bytes after its first 16: addresses, and what balancers add to them.
 const HEADER_REST_BYTES_MAX: usize = 4_096;
 
-/// Whom the connection is for; none where the balancer speaks for itself, or does not know.
-async fn read_header(stream: &mut TcpStream) -> io::Result<Option<IpAddr>> {
+/// Reads a PROXY protocol header, and no byte behind it. Gives whom the connection is for; none where the balancer
+/// speaks for itself, or does not know. What is no such header is [`io::ErrorKind::InvalidData`].
+pub async fn read_proxy_header(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<IpAddr>> {
     let mut head = [0; 16];
     stream.read_exact(&mut head).await?;
     let (signature, rest) = head.split_at(12);

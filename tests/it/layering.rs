@@ -139,7 +139,6 @@ const GUARDED: &[Guarded] = &[
     Guarded("moka", &["quota", "access", "pool"]),
     Guarded("arc_swap", &["access", "pool"]),
     Guarded("papaya", &["access", "kms", "pool", "store"]),
-    Guarded("governor", &["quota"]),
     Guarded("axum", &["http", "app"]),
     Guarded("axum_server", &["http"]),
     Guarded("http_body", &["http"]),

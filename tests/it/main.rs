@@ -26,6 +26,7 @@ mod contract;
 mod docs;
 mod fencing;
 mod forgeries;
+mod fuzzed;
 mod keyring_file;
 mod guard;
 mod hardening;

@@ -234,7 +234,7 @@ async fn five_thousand_data_keys_follow_a_new_kek_though_the_program_is_killed_t
     store.close().await;
     site.run(&["tenant", "set-keks", "acme", &new]);
     let mut left = vec![DEKS as u64];
-    for kill in 1..=KILLS {
+    for _ in 0..KILLS {
         let running = site.serve(&[]);
         let caller = Caller::new(running.address, Some(token.clone()));
         // At a random moment after it has begun to work.

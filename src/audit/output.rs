@@ -271,10 +271,46 @@ fn former_files(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// One trail on disk: its files from the oldest to the present one, and how far a note says it has come.
 #[derive(Debug)]
 pub struct TrailFiles {
+    path: PathBuf,
     /// Oldest first.
     pub files: Vec<PathBuf>,
     /// The note beside them.
     pub noted: Option<Link>,
+}
+
+/// How often a trail that is rotated while its files are opened is looked at anew. Rotation takes far longer.
+const LOOKS_MAX: usize = 10;
+
+impl TrailFiles {
+    /// All of them open, so that no rotation takes one away while they are read.
+    pub(super) fn open(&self) -> Result<Vec<(PathBuf, File)>, (PathBuf, io::Error)> {
+        let mut files = self.files.clone();
+        let mut looks = 0;
+        loop {
+            let opened: Result<Vec<_>, _> = files
+                .iter()
+                .map(|path| match File::open(path) {
+                    Ok(file) => Ok((path.clone(), file)),
+                    Err(error) => Err((path.clone(), error)),
+                })
+                .collect();
+            looks += 1;
+            let now = trail_files(&self.path).map_err(|error| (self.path.clone(), error))?;
+            if now == files || looks == LOOKS_MAX {
+                return opened;
+            }
+            files = now;
+        }
+    }
+}
+
+/// The files of one trail, oldest first.
+fn trail_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = if path.parent().is_some_and(Path::is_dir) { former_files(path)? } else { vec![] };
+    if path.exists() {
+        files.push(path.to_owned());
+    }
+    Ok(files)
 }
 
 /// The trails at this path: that of the service, and those of processes that wrote beside it.
@@ -282,13 +318,10 @@ pub fn trails(path: &Path) -> io::Result<Vec<TrailFiles>> {
     let mut trails = Vec::new();
     for number in 1..=TRAILS_MAX {
         let path = numbered(path, number);
-        let mut files = if path.parent().is_some_and(Path::is_dir) { former_files(&path)? } else { vec![] };
-        if path.exists() {
-            files.push(path.clone());
-        }
-        let noted = noted(&path);
+        // The note first: what it tells of is there when the files are read.
+        let (noted, files) = (noted(&path), trail_files(&path)?);
         if !files.is_empty() || noted.is_some() {
-            trails.push(TrailFiles { files, noted });
+            trails.push(TrailFiles { path, files, noted });
         }
     }
     Ok(trails)

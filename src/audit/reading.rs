@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -43,21 +44,43 @@ pub fn verify(trail: &TrailFiles, keys: &Keys, anchors: &[Link]) -> Result<Summa
     let anchors: Vec<Link> = anchors.iter().copied().chain(trail.noted).collect();
     let mut verifier = Verifier::new(keys, anchors);
     let (mut last_path, mut last_line) = (PathBuf::new(), 0);
-    for path in &trail.files {
+    for (path, file) in open(trail)? {
         let failed = |source| ReadError::File { path: path.clone(), source };
-        let mut reader = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
+        let mut reader = BufReader::with_capacity(1 << 20, file);
         let (mut line, mut number) = (Vec::new(), 0);
         loop {
             line.clear();
-            if reader.read_until(b'\n', &mut line).map_err(failed)? == 0 {
+            if whole_line(&mut reader, &mut line).map_err(failed)? == 0 {
                 break;
             }
             number += 1;
             verifier.line(&line).map_err(|fault| Located { path: path.clone(), line: number, fault })?;
         }
-        (last_path, last_line) = (path.clone(), number);
+        (last_path, last_line) = (path, number);
     }
     Ok(verifier.end().map_err(|fault| Located { path: last_path, line: last_line, fault })?)
+}
+
+fn open(trail: &TrailFiles) -> Result<Vec<(PathBuf, File)>, ReadError> {
+    trail.open().map_err(|(path, source)| ReadError::File { path, source })
+}
+
+/// How often, and how long each time, the rest of a line is waited for that a service is just writing.
+const WAITS_MAX: u32 = 20;
+const WAIT: Duration = Duration::from_millis(25);
+
+/// The bytes of the next line, all of them where a service is writing it.
+fn whole_line(reader: &mut BufReader<File>, line: &mut Vec<u8>) -> io::Result<usize> {
+    reader.read_until(b'\n', line)?;
+    for _ in 0..WAITS_MAX {
+        if line.is_empty() || line.ends_with(b"\n") {
+            break;
+        }
+        #[expect(clippy::disallowed_methods, reason = "the command line waits, and no worker thread")]
+        std::thread::sleep(WAIT);
+        reader.read_until(b'\n', line)?;
+    }
+    Ok(line.len())
 }
 
 /// What is looked for; every part that is given has to fit.
@@ -95,9 +118,9 @@ pub fn search(
     query: &Query,
     mut found: impl FnMut(&str),
 ) -> Result<(), ReadError> {
-    for path in &trail.files {
+    for (path, file) in open(trail)? {
         let failed = |source| ReadError::File { path: path.clone(), source };
-        for line in BufReader::new(File::open(path).map_err(failed)?).lines() {
+        for line in BufReader::new(file).lines() {
             let line = line.map_err(failed)?;
             let record: Value = serde_json::from_str(&line).unwrap_or_default();
             let is_record = record["event"] == "call" || record["event"] == "change";

@@ -217,6 +217,8 @@ pub struct HttpSettings {
     pub request_secs_max: u64,
     /// How many requests may be in flight at once.
     pub in_flight_max: usize,
+    /// From how many of them on each tenant is held to its share, in percent of the limit.
+    pub fair_from_percent: usize,
     /// How many administration calls may be in flight at once.
     pub admin_in_flight_max: usize,
     /// The most items of a batch.
@@ -260,6 +262,7 @@ impl Default for HttpSettings {
             admin_body_bytes_max: edge.admin_body_bytes_max,
             request_secs_max: edge.request_secs_max,
             in_flight_max: edge.in_flight_max,
+            fair_from_percent: edge.fair_from_percent,
             admin_in_flight_max: edge.admin_in_flight_max,
             batch_items_max: edge.batch_items_max,
             batch_body_bytes_max: edge.batch_body_bytes_max,
@@ -290,6 +293,7 @@ impl HttpSettings {
             admin_body_bytes_max: self.admin_body_bytes_max,
             request_secs_max: self.request_secs_max,
             in_flight_max: self.in_flight_max,
+            fair_from_percent: self.fair_from_percent,
             admin_in_flight_max: self.admin_in_flight_max,
             batch_items_max: self.batch_items_max,
             batch_body_bytes_max: self.batch_body_bytes_max,
@@ -459,6 +463,10 @@ impl Settings {
         at_least("http.head_secs_max", self.http.head_secs_max, 1)?;
         at_least("http.request_secs_max", self.http.request_secs_max, 1)?;
         at_least("http.in_flight_max", self.http.in_flight_max as u64, 1)?;
+        if !(1..=100).contains(&self.http.fair_from_percent) {
+            let told = format!("http.fair_from_percent is {}: use 1 to 100", self.http.fair_from_percent);
+            return Err(ConfigError::Invalid(told));
+        }
         at_least("audit.queue_records_max", self.audit.queue_records_max as u64, 1)?;
         at_least("audit.seal_records", self.audit.seal_records, 1)?;
         at_least("audit.seal_secs", self.audit.seal_secs, 1)?;

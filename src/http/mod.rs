@@ -64,6 +64,9 @@ pub struct Options {
     pub request_secs_max: u64,
     /// How many requests may be in flight at once. Default 1,024.
     pub in_flight_max: usize,
+    /// From how many of them on, in percent of the limit, each tenant is held to its share, so that one tenant alone
+    /// cannot fill the service: the same of transfers. 100 for never. Default 75.
+    pub fair_from_percent: usize,
     /// The most items of a batch. Default 10,000.
     pub batch_items_max: usize,
     /// The largest body of a batch, in bytes. Default 32 MiB.
@@ -94,6 +97,7 @@ impl Default for Options {
             admin_body_bytes_max: 64 << 10,
             request_secs_max: 30,
             in_flight_max: 1_024,
+            fair_from_percent: 75,
             batch_items_max: 10_000,
             batch_body_bytes_max: 32 << 20,
             line_bytes_max: 1 << 20,
@@ -300,10 +304,11 @@ pub fn router(
     options: &Options,
     tracker: TaskTracker,
 ) -> Edge {
+    let full = Code::Overloaded.example();
     let gates = Gates {
         access: Arc::clone(access),
-        data: Arc::new(Admission::new(options.in_flight_max)),
-        admin: Arc::new(Admission::new(options.admin_in_flight_max)),
+        data: Arc::new(Admission::new(options.in_flight_max, options.fair_from_percent, full)),
+        admin: Arc::new(Admission::new(options.admin_in_flight_max, 100, full)),
         quotas: Quotas::new(&options.quotas, operations.clock()).map(Arc::new),
         recorder: options.recorded.then(|| Arc::clone(&operations)),
     };
@@ -313,7 +318,7 @@ pub fn router(
     }
     let (router, mut document) = router.split_for_parts();
     openapi::add_forms(&mut document);
-    let transfers = Transfers::new(options.transfer.clone(), tracker);
+    let transfers = Transfers::new(options.transfer.clone(), options.fair_from_percent, tracker);
     let open_transfers = transfers.gauge();
     let proxies = Arc::clone(&options.proxies);
     let (options, default_key) = (options.clone(), KeyName::default());

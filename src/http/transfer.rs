@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -18,8 +18,10 @@ use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
+use super::middleware::admission::Admission;
 use super::problem::{Code, Problem};
 use crate::operations::TransferError;
+use crate::tenant::TenantId;
 
 /// The limits of bodies that are streamed.
 #[derive(Clone, Debug)]
@@ -48,18 +50,9 @@ impl Default for Options {
 
 /// The transfers of this process.
 pub(super) struct Transfers {
-    open: Arc<AtomicUsize>,
+    open: Arc<Admission>,
     options: Options,
     tracker: TaskTracker,
-}
-
-/// Takes one off when the transfer ends, however it ends.
-struct Ending(Arc<AtomicUsize>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 /// How many pieces wait between a transfer and its connection.
@@ -75,8 +68,10 @@ pub(super) enum Answer {
 }
 
 impl Transfers {
-    pub(super) fn new(options: Options, tracker: TaskTracker) -> Self {
-        Self { open: Arc::default(), options, tracker }
+    pub(super) fn new(options: Options, fair_from_percent: usize, tracker: TaskTracker) -> Self {
+        let full = "more transfers are open than the service takes at once";
+        let open = Arc::new(Admission::new(options.transfers_max, fair_from_percent, full));
+        Self { open, options, tracker }
     }
 
     /// The tracker of the process's tasks.
@@ -86,12 +81,13 @@ impl Transfers {
 
     /// How many are open.
     pub(super) fn gauge(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.open)
+        self.open.gauge()
     }
 
-    /// Runs `work` between this body and the answer that is returned.
+    /// Runs `work` for this tenant between this body and the answer that is returned.
     pub(super) async fn run<W>(
         &self,
+        tenant: &TenantId,
         body: Body,
         answer: Answer,
         work: impl FnOnce(Input, Output) -> W,
@@ -99,14 +95,8 @@ impl Transfers {
     where
         W: Future<Output = Result<(), Problem>> + Send + 'static,
     {
-        let before = self.open.fetch_add(1, Ordering::AcqRel);
-        let ending = Ending(Arc::clone(&self.open));
-        if before >= self.options.transfers_max {
-            return Err(Problem::new(
-                Code::Overloaded,
-                "more transfers are open than the service takes at once",
-            ));
-        }
+        let place = self.open.enter()?;
+        place.belongs_to(tenant)?;
         let announced = body.size_hint().lower();
         let bytes_max = self.options.transfer_bytes_max;
         if announced > bytes_max {
@@ -119,7 +109,7 @@ impl Transfers {
         let answering = Arc::new(OnceLock::new());
         let stalled = Arc::clone(&answering);
         self.tracker.spawn(async move {
-            let _ending = ending;
+            let _place = place;
             let outcome = tokio::select! {
                 biased;
                 // The client has gone: what was begun is dropped where it stands.

@@ -24,6 +24,7 @@ mod cli;
 mod context;
 mod contract;
 mod docs;
+mod fairness;
 mod fencing;
 mod forgeries;
 mod fuzzed;

@@ -35,7 +35,7 @@ pub(super) async fn answer<V: ItemVerb>(
         state: Arc::clone(&state),
         tab: request.extensions().get::<Tab>().cloned(),
     };
-    let body = request.into_body();
+    let (body, tenant) = (request.into_body(), permit.tenant().clone());
     let operations = Arc::clone(&state.operations);
     let work = |source, sink| async move {
         let record = operations.batch(&permit).await?;
@@ -47,7 +47,7 @@ pub(super) async fn answer<V: ItemVerb>(
         }
         outcome
     };
-    state.transfers.run(body, Answer::AtOnce, work).await
+    state.transfers.run(&tenant, body, Answer::AtOnce, work).await
 }
 
 /// Lines on their way: at most as many stretches under way as there are cores, and behind them what one piece of

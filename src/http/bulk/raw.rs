@@ -38,7 +38,7 @@ pub(in crate::http) async fn encrypt(
     permit: Permit<Encrypt>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (parts, body) = charged(request);
+    let ((parts, body), tenant) = (charged(request), permit.tenant().clone());
     let key = one(&parts.headers, &KEY)?.map_or_else(|| Ok(state.default_key.clone()), key_name)?;
     let (context, weight) = (context(&parts.headers)?, weight(&parts.headers)?.map(Into::into));
     let operations = Arc::clone(&state.operations);
@@ -46,7 +46,7 @@ pub(in crate::http) async fn encrypt(
         let request = StreamEncryption { key, context, weight };
         Ok(operations.encrypt_stream(&permit, request, &mut source, &mut sink).await?)
     };
-    state.transfers.run(body, Answer::Held, work).await
+    state.transfers.run(&tenant, body, Answer::Held, work).await
 }
 
 /// Opens a body.
@@ -55,13 +55,13 @@ pub(in crate::http) async fn decrypt(
     permit: Permit<Decrypt>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (parts, body) = charged(request);
+    let ((parts, body), tenant) = (charged(request), permit.tenant().clone());
     let request = StreamDecryption { context: context(&parts.headers)? };
     let operations = Arc::clone(&state.operations);
     let work = |mut source, mut sink| async move {
         Ok(operations.decrypt_stream(&permit, request, &mut source, &mut sink).await?)
     };
-    state.transfers.run(body, Answer::Held, work).await
+    state.transfers.run(&tenant, body, Answer::Held, work).await
 }
 
 /// Brings a body up to date.
@@ -70,7 +70,7 @@ pub(in crate::http) async fn rewrap(
     permit: Permit<Rewrap>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (parts, body) = charged(request);
+    let ((parts, body), tenant) = (charged(request), permit.tenant().clone());
     let mode = match one(&parts.headers, &MODE)? {
         None | Some("auto") => RewrapMode::Auto,
         Some("wrapped_key") => RewrapMode::WrappedKey,
@@ -84,7 +84,7 @@ pub(in crate::http) async fn rewrap(
     let work = |mut source, mut sink| async move {
         Ok(operations.rewrap_stream(&permit, request, &mut source, &mut sink).await?)
     };
-    state.transfers.run(body, Answer::Held, work).await
+    state.transfers.run(&tenant, body, Answer::Held, work).await
 }
 
 /// Rewrap a head

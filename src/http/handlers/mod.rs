@@ -26,6 +26,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::bulk::refuse_raw_headers;
 use super::json::ObjectOnly;
+use super::middleware::admission::Place;
 use super::middleware::authenticate::Caller;
 use super::middleware::context::ContextRules;
 use super::middleware::quota::Tab;
@@ -101,6 +102,9 @@ impl<V: PermitVerb, S: Send + Sync> FromRequestParts<S> for Permitted<V> {
         }
         let caller = caller(parts)?;
         let permit: Permit<V> = caller.0.permit(tenant)?;
+        if let Some(place) = parts.extensions.get::<Arc<Place>>() {
+            place.belongs_to(permit.tenant())?;
+        }
         if let Some(tab) = parts.extensions.get::<Tab>() {
             tab.open(permit.tenant(), permit.principal(), announced(&parts.headers))?;
         }

@@ -1,38 +1,192 @@
-//! How many requests are in flight at once: past the limit they are told so at once, instead of waiting in memory.
+//! How many requests are in flight at once, and how many bodies are streamed: past the limit they are told so at once,
+//! instead of waiting in memory.
+//!
+//! And whose they are: once the service fills up, a tenant that already holds more than its share of the places gets no
+//! further ones, so that a flood of one tenant leaves room for all others (stochastic fairness, as in SFQ and BLUE: the
+//! tenants' counts are kept in two rows of slots and the lower of the two is believed, so that nobody waits on a lock
+//! and no number of tenants takes more memory).
 
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::http::problem::{Code, Problem};
+use crate::tenant::TenantId;
 
 /// Counts the requests in flight.
 pub(in crate::http) struct Admission {
-    in_flight: AtomicUsize,
+    in_flight: Arc<AtomicUsize>,
     in_flight_max: usize,
+    /// With more than these in flight, shares are enforced.
+    fair_from: usize,
+    shares: Shares,
+    /// What is told where there is no place.
+    full: &'static str,
 }
 
 impl Admission {
-    pub(in crate::http) fn new(in_flight_max: usize) -> Self {
-        Self { in_flight: AtomicUsize::new(0), in_flight_max }
+    /// `fair_from_percent` of the places are given to whoever comes first; with 100, all of them.
+    pub(in crate::http) fn new(in_flight_max: usize, fair_from_percent: usize, full: &'static str) -> Self {
+        let fair_from = in_flight_max.saturating_mul(fair_from_percent) / 100;
+        Self { in_flight: Arc::default(), in_flight_max, fair_from, shares: Shares::new(), full }
+    }
+
+    /// How many are in flight.
+    pub(in crate::http) fn gauge(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.in_flight)
     }
 
     /// A place for one request, where there is one.
     pub(in crate::http) fn enter(self: &Arc<Self>) -> Result<Place, Problem> {
         let before = self.in_flight.fetch_add(1, Ordering::AcqRel);
-        let place = Place(Arc::clone(self));
-        if before < self.in_flight_max {
-            Ok(place)
-        } else {
-            Err(Problem::new(Code::Overloaded, Code::Overloaded.example()))
-        }
+        let place = Place { admission: Arc::clone(self), tenant: OnceLock::new() };
+        if before < self.in_flight_max { Ok(place) } else { Err(Problem::new(Code::Overloaded, self.full)) }
     }
 }
 
 /// Is free again when the request ends, however it ends.
-pub(in crate::http) struct Place(Arc<Admission>);
+pub(in crate::http) struct Place {
+    admission: Arc<Admission>,
+    tenant: OnceLock<Slots>,
+}
+
+impl Place {
+    /// The place is this tenant's, unless the service is filling up and the tenant holds its share already.
+    pub(in crate::http) fn belongs_to(&self, tenant: &TenantId) -> Result<(), Problem> {
+        let Admission { in_flight, fair_from, in_flight_max, shares, .. } = &*self.admission;
+        let slots = shares.slots(tenant);
+        if self.tenant.set(slots).is_err() {
+            return Ok(());
+        }
+        let held = shares.take(slots);
+        if in_flight.load(Ordering::Acquire) <= *fair_from {
+            return Ok(());
+        }
+        // One share is kept free for a tenant that is yet to come.
+        let share = in_flight_max / (shares.tenants.load(Ordering::Acquire) + 1);
+        if held <= share.max(1) {
+            return Ok(());
+        }
+        Err(Problem::new(
+            Code::Overloaded,
+            "the service is nearly full, and this tenant has its share of it in flight: send fewer at once",
+        ))
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+        if let Some(slots) = self.tenant.get() {
+            self.admission.shares.give_back(*slots);
+        }
+        self.admission.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A tenant's slot in either row.
+type Slots = [usize; 2];
+
+const SLOTS: usize = 4_096;
+
+/// How many places each tenant holds. Two tenants are taken for one only where they meet in both rows: once in 16
+/// million pairs, and in other pairs with every start.
+struct Shares {
+    rows: [Box<[AtomicUsize]>; 2],
+    hashers: [RandomState; 2],
+    /// How many tenants hold any: the slots of the first row that are not empty.
+    tenants: AtomicUsize,
+}
+
+impl Shares {
+    fn new() -> Self {
+        let row = || (0..SLOTS).map(|_| AtomicUsize::new(0)).collect();
+        Self {
+            rows: [row(), row()],
+            hashers: [RandomState::new(), RandomState::new()],
+            tenants: AtomicUsize::new(0),
+        }
+    }
+
+    fn slots(&self, tenant: &TenantId) -> Slots {
+        // The remainder fits.
+        self.hashers
+            .each_ref()
+            .map(|hasher| usize::try_from(hasher.hash_one(tenant) % SLOTS as u64).unwrap_or(0))
+    }
+
+    /// How many the tenant holds with this one.
+    fn take(&self, slots: Slots) -> usize {
+        let first = self.rows[0][slots[0]].fetch_add(1, Ordering::AcqRel);
+        if first == 0 {
+            self.tenants.fetch_add(1, Ordering::AcqRel);
+        }
+        first.min(self.rows[1][slots[1]].fetch_add(1, Ordering::AcqRel)) + 1
+    }
+
+    fn give_back(&self, slots: Slots) {
+        if self.rows[0][slots[0]].fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.tenants.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.rows[1][slots[1]].fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission(in_flight_max: usize, fair_from_percent: usize) -> Arc<Admission> {
+        Arc::new(Admission::new(in_flight_max, fair_from_percent, Code::Overloaded.example()))
+    }
+
+    /// As many places as one tenant gets.
+    fn flood(admission: &Arc<Admission>, tenant: &str) -> Vec<Place> {
+        let tenant: TenantId = tenant.parse().unwrap();
+        std::iter::repeat_with(|| {
+            admission.enter().and_then(|place| place.belongs_to(&tenant).map(|()| place))
+        })
+        .map_while(Result::ok)
+        .collect()
+    }
+
+    #[test]
+    fn a_tenant_alone_gets_three_quarters_and_the_others_their_shares() {
+        let admission = admission(100, 75);
+        let first = flood(&admission, "first");
+        assert_eq!(first.len(), 75);
+        let second = flood(&admission, "second");
+        assert_eq!(second.len(), 25, "up to 33, and 25 are left");
+        assert!(flood(&admission, "third").is_empty());
+        drop(first);
+        // 25 are in flight: of the 75, 50 come before shares are enforced, and a share of a third is less.
+        let third = flood(&admission, "third");
+        assert_eq!(third.len(), 50);
+        assert_eq!(flood(&admission, "fourth").len(), 25, "a share of 25");
+        drop((second, third));
+        assert_eq!(admission.gauge().load(Ordering::Acquire), 0);
+        assert_eq!(admission.shares.tenants.load(Ordering::Acquire), 0);
+        assert!(admission.shares.rows.iter().flatten().all(|slot| slot.load(Ordering::Acquire) == 0));
+    }
+
+    #[test]
+    fn where_shares_are_off_the_first_gets_all_and_a_service_of_one_place_has_one() {
+        assert_eq!(flood(&admission(10, 100), "first").len(), 10);
+        assert_eq!(flood(&admission(1, 75), "first").len(), 1);
+    }
+
+    #[test]
+    fn every_one_of_many_tenants_gets_a_place_beside_a_flood() {
+        let admission = admission(1_024, 75);
+        let flood_of_one = flood(&admission, "flood");
+        assert_eq!(flood_of_one.len(), 768);
+        let others: Vec<Place> = (0..256)
+            .map(|number| {
+                let place = admission.enter().ok().unwrap();
+                place.belongs_to(&format!("tenant-{number}").parse().unwrap()).ok().unwrap();
+                place
+            })
+            .collect();
+        assert!(admission.enter().is_err());
+        drop(others);
     }
 }

@@ -36,11 +36,19 @@ pub(in crate::http) struct Gate {
     pub(in crate::http) recorder: Option<Arc<Operations>>,
 }
 
-pub(in crate::http) async fn gate(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
-    let _place = match gate.admission.as_ref().map(Admission::enter).transpose() {
-        Ok(place) => place,
+pub(in crate::http) async fn gate(
+    State(gate): State<Arc<Gate>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let place = match gate.admission.as_ref().map(Admission::enter).transpose() {
+        Ok(place) => place.map(Arc::new),
         Err(problem) => return problem.into_response(),
     };
+    // Whose place it is shows when the permit is given.
+    if let Some(place) = &place {
+        request.extensions_mut().insert(Arc::clone(place));
+    }
     let unhurried = gate.streams && is_streamed(request.headers());
     let inside = enter(&gate, request, next);
     if unhurried {

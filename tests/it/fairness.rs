@@ -1,0 +1,90 @@
+//! One tenant alone cannot fill the service.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use keyfold::config::HttpSettings;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::caller::Caller;
+use crate::service::World;
+
+/// A call that is in flight for as long as this is kept: its head is sent, its body never. Or what the service says
+/// instead of asking for the body.
+async fn begin(address: SocketAddr, caller: &Caller, media_type: &str) -> Result<TcpStream, String> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /v1/encrypt HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: {media_type}\r\n\
+         content-length: 1000\r\nexpect: 100-continue\r\n\r\n",
+        caller.token()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 16 << 10];
+    let read = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut answer)).await;
+    let answer = String::from_utf8_lossy(&answer[..read.unwrap().unwrap()]).into_owned();
+    if answer.starts_with("HTTP/1.1 100") { Ok(stream) } else { Err(answer) }
+}
+
+async fn one_tenant_leaves_room(media_type: &str, limit: impl FnOnce(&mut HttpSettings)) {
+    let mut world = World::new().await;
+    limit(&mut world.settings.http);
+    let service = world.start().await;
+    let (flood, meek) = (service.tenant_and_caller("flood").await, service.tenant_and_caller("meek").await);
+    let late = service.tenant_and_caller("late").await;
+    let mut floods = Vec::new();
+    for _ in 0..6 {
+        floods.push(begin(service.address, &flood, media_type).await.unwrap());
+    }
+    // Three quarters are what one tenant gets.
+    let refused = begin(service.address, &flood, media_type).await.unwrap_err();
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("\"overloaded\""), "{refused}");
+    assert!(refused.contains("its share"), "{refused}");
+    assert!(refused.to_ascii_lowercase().contains("retry-after: "), "{refused}");
+    // Another tenant sees nothing of it.
+    meek.encrypt(b"hello", &json!({})).await;
+    let mut meeks = Vec::new();
+    for _ in 0..2 {
+        meeks.push(begin(service.address, &meek, media_type).await.unwrap());
+    }
+    // Full. The place that comes free is for who has none yet.
+    assert!(begin(service.address, &late, media_type).await.is_err());
+    floods.pop();
+    let mut got = None;
+    let asks = async {
+        while got.is_none() {
+            assert!(begin(service.address, &flood, media_type).await.is_err(), "the flood got the place");
+            assert!(begin(service.address, &meek, media_type).await.is_err(), "two of eight are a third's share");
+            got = begin(service.address, &late, media_type).await.ok();
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(60), asks).await.is_ok(), "the place never came free");
+    // All of it over, nobody is held to anything.
+    drop((floods, meeks, got));
+    let alone = async {
+        loop {
+            let mut held = Vec::new();
+            while held.len() < 6
+                && let Ok(stream) = begin(service.address, &flood, media_type).await
+            {
+                held.push(stream);
+            }
+            if held.len() == 6 {
+                break;
+            }
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(60), alone).await.is_ok(), "places were lost");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_one_tenants_calls_leaves_room_for_the_others() {
+    one_tenant_leaves_room("application/json", |http| http.in_flight_max = 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_one_tenants_transfers_leaves_room_for_the_others() {
+    one_tenant_leaves_room("application/octet-stream", |http| http.transfers_max = 8).await;
+}

@@ -1,4 +1,5 @@
-"""Drives keyfold and the echo server in turn with wrk, and tells what a request costs the server.
+"""Drives keyfold and the echo server in turn with wrk, and tells what a request costs the server; then keyfold with an
+audit file beside keyfold without, and tells what the audit costs in throughput.
 
 Usage: bench.py KEYFOLD ECHO [--rounds N] [--secs N]
 
@@ -25,6 +26,8 @@ SIZES = [256, 4096]
 RATIO_MAX = 1.8
 IDLE_MB_MAX = 25
 READY_MS_MAX = 200
+# Of the requests a second without the audit, how many there are at least with it.
+AUDITED_MIN = 0.90
 STARTS = 5
 TICK_SECS = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -38,6 +41,7 @@ def main():
     options = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         missed = starts(options.keyfold, Path(folder) / "starts") + costs(options, Path(folder))
+        missed += audit_costs(options, Path(folder) / "audit")
     for goal in missed:
         print(f"missed: {goal}")
     sys.exit(1 if missed else 0)
@@ -78,6 +82,46 @@ def costs(options, folder):
         echo.stop()
 
 
+def audit_costs(options, folder):
+    """Requests a second with an audit file, beside those without, in turn."""
+    configuration = folder / "audit.toml"
+    folder.mkdir()
+    configuration.write_text("[audit.file]\n")
+    serve = [options.keyfold, "serve", "--dev", "--listen", "127.0.0.1:0"]
+    servers = []
+    try:
+        for name, more in [("without", []), ("with", ["--config", configuration])]:
+            (folder / name).mkdir()
+            servers.append(Server([*serve, *more], folder / name))
+        print(f"{'':18}{'with audit':>16}{'without':>12}{'ratio':>8}")
+        return [goal for size in SIZES for goal in compare_audit(options, folder, servers, size)]
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def compare_audit(options, folder, servers, size):
+    missed = []
+    for verb in ["encrypt", "decrypt"]:
+        scripts = []
+        for server, name in zip(servers, ["without", "with"]):
+            credential = f"Bearer {(folder / name / 'keyfold-data/dev-api-key').read_text().strip()}"
+            script = folder / f"{name}.lua"
+            write_script(script, dict(bodies(server, credential, size))[verb], credential)
+            drive(server, f"/v1/{verb}", script, 1)
+            scripts.append(script)
+        rounds = []
+        for _ in range(options.rounds):
+            rates = [drive(server, f"/v1/{verb}", script, options.secs)[1] for server, script in zip(servers, scripts)]
+            rounds.append((rates[1] / rates[0], rates))
+        ratio, (without, audited) = sorted(rounds)[len(rounds) // 2]
+        name = f"{verb} {size} B"
+        print(f"{name:18}{audited:14,.0f}/s{without:10,.0f}/s{ratio:8.2f}", flush=True)
+        if ratio < AUDITED_MIN:
+            missed.append(f"{name}: with the audit at least {AUDITED_MIN:.0%} of the requests a second without")
+    return missed
+
+
 def bodies(keyfold, credential, size):
     context = {"record": "42", "table": "people"}
     plaintext = base64.b64encode(os.urandom(size)).decode()
@@ -93,9 +137,7 @@ def headers(credential):
 
 def compare(options, folder, keyfold, echo, verb, size, body, credential):
     script = folder / "request.lua"
-    lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in headers(credential).items()]
-    # A long string of Lua: base64 and JSON hold no brackets of that kind.
-    script.write_text("\n".join(['wrk.method = "POST"', *lines, f"wrk.body = [==[{body}]==]"]))
+    write_script(script, body, credential)
     # What is compiled, cached or connected at first use is not what a request costs.
     drive(keyfold, f"/v1/{verb}", script, 1)
     drive(echo, "/echo", script, 1)
@@ -110,6 +152,12 @@ def compare(options, folder, keyfold, echo, verb, size, body, credential):
     name = f"{verb} {size} B"
     print(f"{name:18}{ours * 1e6:9.1f} us{theirs * 1e6:9.1f} us{ratio:8.2f}{rate:22,.0f}", flush=True)
     return [f"{name}: at most {RATIO_MAX} times the echo"] if ratio > RATIO_MAX else []
+
+
+def write_script(script, body, credential):
+    lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in headers(credential).items()]
+    # A long string of Lua: base64 and JSON hold no brackets of that kind.
+    script.write_text("\n".join(['wrk.method = "POST"', *lines, f"wrk.body = [==[{body}]==]"]))
 
 
 def drive(server, path, script, secs):

@@ -223,11 +223,12 @@ impl ApiKeys {
         if !bool::from(self.pepper.hash(token.secret.as_slice()).ct_eq(&known.secret_hash)) {
             return Err(AuthenticationError::Refused("wrong secret"));
         }
+        let lapsed = |why| Err(AuthenticationError::Lapsed(known.principal.id().clone(), why));
         if known.revoked {
-            return Err(AuthenticationError::Refused("revoked"));
+            return lapsed("revoked");
         }
         if known.expires_at.is_some_and(|at| at <= self.clock.now()) {
-            return Err(AuthenticationError::Refused("expired"));
+            return lapsed("expired");
         }
         Ok(Arc::clone(&known.principal))
     }

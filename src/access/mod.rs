@@ -125,9 +125,12 @@ pub enum AuthenticationError {
     /// More than one, or one that is not of a known form.
     #[error("the credential is not of a known form")]
     Malformed,
-    /// Unknown, wrong, expired or revoked. The reason is for the audit record only.
+    /// Unknown or wrong. The reason is for the audit record and the log only.
     #[error("the credential is refused: {0}")]
     Refused(&'static str),
+    /// Genuine, and no longer good: who it belongs to and why are for the audit record and the log only.
+    #[error("the credential of {0} is {1}")]
+    Lapsed(PrincipalId, &'static str),
     /// A token's issuer has not been reached for so long that its keys are no longer believed.
     #[error("the keys of the token issuer '{0}' cannot be fetched")]
     IssuerUnavailable(String),

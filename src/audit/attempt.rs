@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use envelope::DataKeyId;
 
+use super::asked::Asked;
 use super::record::{Details, Record};
 use super::tally::{Items, Tally};
 use super::{Audit, CALL};
@@ -21,6 +22,8 @@ pub enum Subject<'a> {
     Dek(DataKeyId),
     /// An API key, by its id.
     ApiKey(&'a str),
+    /// A grant of the registry, by its id.
+    Grant(&'a str),
 }
 
 /// Who does it, how he was recognised, and where he calls from.
@@ -76,7 +79,8 @@ pub struct Attempt<'a> {
     held: u8,
     began: Duration,
     change_id: Option<u64>,
-    made: Option<Box<str>>,
+    made: Option<(&'static str, Box<str>)>,
+    asked: Asked,
     details: Details,
     tally: Option<Tally>,
     items: Option<Items>,
@@ -101,6 +105,7 @@ impl<'a> Attempt<'a> {
             began,
             change_id: None,
             made: None,
+            asked: Asked::NOTHING,
             details: Details::new(held != 0),
             tally: None,
             items: None,
@@ -110,9 +115,10 @@ impl<'a> Attempt<'a> {
 
 impl Attempt<'_> {
     /// Sends the first record of two.
-    pub(super) fn begin(&mut self) {
+    pub(super) fn begin(&mut self, asked: Asked) {
         // Without randomness the two are still told to belong together by who, what and when.
         self.change_id = getrandom::u64().ok();
+        self.asked = asked;
         self.send("begin", "", "");
     }
 
@@ -133,9 +139,9 @@ impl Attempt<'_> {
         self.tally.clone()
     }
 
-    /// The id of the API key that was made.
-    pub fn made(&mut self, id: &str) {
-        self.made = Some(id.into());
+    /// The API key or grant that was made.
+    pub fn made(&mut self, subject: Subject<'_>) {
+        self.made = named(subject);
     }
 
     /// It was done.
@@ -189,13 +195,12 @@ impl Attempt<'_> {
         }
         // What an outcome needs is found again: a beginning has taken none of it.
         let mut details = std::mem::replace(&mut self.details, Details::new(true));
-        let mut api_key = self.made.take();
         match self.who.subject {
             Some(Subject::Key(key)) => details.with_key(key),
             Some(Subject::Dek(dek)) => details.with_dek(dek),
-            Some(Subject::ApiKey(id)) => api_key = Some(id.into()),
-            None => {}
+            _ => {}
         }
+        let named = self.made.take().or_else(|| self.who.subject.and_then(named));
         self.take_items();
         let record = Arc::new(Record {
             time: self.audit.clock.now(),
@@ -210,7 +215,8 @@ impl Attempt<'_> {
             method: self.who.method,
             tenant: self.who.tenant.cloned(),
             change_id: self.change_id,
-            api_key,
+            named,
+            asked: std::mem::take(&mut self.asked),
             details,
             items: self.items.take(),
             more: 0,
@@ -229,6 +235,14 @@ impl Attempt<'_> {
         } else {
             tracing::info!(target: "keyfold::audit", change = what, %principal, tenant, outcome, code, reason, micros);
         }
+    }
+}
+
+fn named(subject: Subject<'_>) -> Option<(&'static str, Box<str>)> {
+    match subject {
+        Subject::ApiKey(id) => Some(("api_key", id.into())),
+        Subject::Grant(id) => Some(("grant", id.into())),
+        Subject::Key(_) | Subject::Dek(_) => None,
     }
 }
 

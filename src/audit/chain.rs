@@ -171,6 +171,9 @@ pub enum Fault {
     /// An anchor tells of records that are not here.
     #[error("record {0} is known to have been written, and is not here: the trail was cut at its end")]
     Truncated(u64),
+    /// An anchor tells of a record before the first one that is here.
+    #[error("record {0} is known to have been written, and is not here: the trail's beginning is missing")]
+    Beheaded(u64),
     /// An anchor's record is another one.
     #[error("record {0} is not the one that is known to have been written: the trail was replaced")]
     Replaced(u64),
@@ -241,14 +244,17 @@ impl<'a> Verifier<'a> {
     /// After the last line.
     pub fn end(&self) -> Result<Summary, Fault> {
         let last = self.link.unwrap_or(Link::START);
-        match self.anchors.iter().map(|anchor| anchor.seq).max() {
-            Some(seq) if seq > last.seq => Err(Fault::Truncated(seq)),
-            _ => {
-                let mut unfinished: Vec<u64> = self.begun.values().copied().collect();
-                unfinished.sort_unstable();
-                Ok(Summary { first: self.first, last, sealed: self.sealed, unfinished })
+        for anchor in &self.anchors {
+            if anchor.seq > last.seq {
+                return Err(Fault::Truncated(anchor.seq));
+            }
+            if anchor.seq < self.first {
+                return Err(Fault::Beheaded(anchor.seq));
             }
         }
+        let mut unfinished: Vec<u64> = self.begun.values().copied().collect();
+        unfinished.sort_unstable();
+        Ok(Summary { first: self.first, last, sealed: self.sealed, unfinished })
     }
 }
 

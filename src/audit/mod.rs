@@ -8,12 +8,14 @@
 //! has two: the first is durable before anything is changed, so that a crash leaves a visible beginning. Without a
 //! sink records go to the log under the target `keyfold::audit`: changes at INFO, calls at DEBUG (off by default).
 
+mod asked;
 mod attempt;
 mod chain;
 mod otlp;
 mod output;
 mod reading;
 mod record;
+mod room;
 mod sink;
 mod strangers;
 mod tally;
@@ -25,28 +27,30 @@ use std::time::Duration;
 use crate::clock::Clock;
 use crate::tenant::{TenantId, Verb};
 use otlp::Otlp;
-use output::{FileOutput, Opened, Output, Stdout, Syslog};
+use output::{FileOutput, Opened, Output, Syslog};
 use record::Record;
 use sink::{Settings, Sink, Start};
 use strangers::Strangers;
 
+pub use asked::Asked;
 pub use attempt::{Attempt, Subject, Who};
 pub use chain::{Fault, Keys, Link, Summary, Verifier, WeakKey};
 pub use otlp::{OtlpError, OtlpOptions};
-pub use output::{FileOptions, TrailError, TrailFiles, trails};
+pub use output::{FileOptions, Stream, TrailError, TrailFiles, trails};
 pub use reading::{Located, Query, ReadError, search, verify};
 pub use record::Details;
+pub use room::REFS_BYTES_MAX;
 pub use sink::OnFull;
 pub use strangers::Stranger;
-pub use tally::{PartTally, REFS_BYTES_MAX, Tally};
+pub use tally::{PartTally, Tally};
 
 /// Where records go, and the audit's limits.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The chained file.
     pub file: Option<(FileOptions, OnFull)>,
-    /// Standard output.
-    pub stdout: Option<OnFull>,
+    /// Standard output, or for a command standard error.
+    pub stdout: Option<(Stream, OnFull)>,
     /// The local syslog's socket.
     pub syslog: Option<(PathBuf, OnFull)>,
     /// An OpenTelemetry collector.
@@ -122,8 +126,8 @@ impl Audit {
         }
         let fresh =
             |output: Box<dyn Output>| Start { output, link: Link::START, is_new: true, torn_bytes: 0 };
-        if let Some(on_full) = options.stdout {
-            start("stdout", on_full, fresh(Box::new(Stdout)))?;
+        if let Some((stream, on_full)) = options.stdout {
+            start("stdout", on_full, fresh(Box::new(stream)))?;
         }
         if let Some((path, on_full)) = &options.syslog {
             start("syslog", *on_full, fresh(Box::new(Syslog::new(path.clone()))))?;
@@ -143,18 +147,20 @@ impl Audit {
         Ok(Attempt::new(self, CALL, verb.name(), who, (held, logged, began)))
     }
 
-    /// A change of administration begins: what kind (`tenant.create`). Its beginning is durable when this returns.
+    /// A change of administration begins: what kind (`tenant.create`), and what it asks for. Its beginning is durable
+    /// when this returns.
     pub async fn begin_change<'a>(
         &'a self,
         change: &'a str,
         who: Who<'a>,
+        asked: Asked,
     ) -> Result<Attempt<'a>, Unrecorded> {
         let tenant = who.tenant.map(TenantId::as_str);
         tracing::info!(target: "keyfold::audit", change, principal = %who.principal, tenant, "begin");
         let began = self.clock.monotonic();
         let held = self.reserve().await?;
         let mut attempt = Attempt::new(self, CHANGE, change, who, (held, true, began));
-        attempt.begin();
+        attempt.begin(asked);
         attempt.hold(self.reserve().await?);
         for sink in self.sinks.iter() {
             if !sink.durable().await {
@@ -200,6 +206,7 @@ impl Audit {
             code,
             request_id: stranger.request_id.into(),
             source: stranger.source,
+            reason: stranger.reason.to_owned(),
             more: self.strangers.take_unrecorded(),
             ..Record::default()
         });

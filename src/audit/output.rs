@@ -7,11 +7,12 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use super::chain::{Keys, Link, end_of};
+use super::room::LINE_BYTES_MAX;
 
 /// How many processes may write beside each other, each a trail of its own.
 const TRAILS_MAX: usize = 8;
-/// More than the longest two lines.
-const TAIL_BYTES_MAX: u64 = 1 << 20;
+/// A seal and the record before it are in so much of a file's end.
+const TAIL_BYTES_MAX: u64 = 2 * LINE_BYTES_MAX as u64;
 
 /// Something that lines are written to. It may take a part of what it is given.
 pub(super) trait Output: Send {
@@ -31,9 +32,19 @@ pub(super) trait Output: Send {
         false
     }
 
-    /// Goes on in another file.
+    /// Goes on in another file. May be asked again after it has failed.
     fn rotate(&mut self) -> io::Result<()> {
         Ok(())
+    }
+
+    /// After the other file was begun: makes that last, and takes away what need not be kept.
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A place in the trail, to be kept elsewhere, in the words of `keyfold audit verify --anchor`.
+    fn anchor(&self, link: &Link) -> String {
+        link.anchor()
     }
 }
 
@@ -206,12 +217,28 @@ impl Output for FileOutput {
         // The new file first: a disk that has no room for it leaves everything as it was.
         let next = beside(&self.options.path, "next");
         let file = private().create(true).truncate(true).read(true).open(&next)?;
-        std::fs::rename(&self.options.path, former)?;
+        match std::fs::rename(&self.options.path, &former) {
+            // Only this was done the last time.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && former.exists() => {}
+            renamed => renamed?,
+        }
         std::fs::rename(next, &self.options.path)?;
         self.file = file;
         self.bytes = 0;
         self.first_seq = self.written.seq + 1;
+        Ok(())
+    }
+
+    fn settle(&mut self) -> io::Result<()> {
+        if let Some(folder) = self.options.path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
         self.drop_oldest()
+    }
+
+    fn anchor(&self, link: &Link) -> String {
+        let name = self.options.path.file_name().unwrap_or_default().to_string_lossy();
+        format!("{name}:{}", link.anchor())
     }
 }
 
@@ -271,7 +298,8 @@ fn former_files(path: &Path) -> io::Result<Vec<PathBuf>> {
 /// One trail on disk: its files from the oldest to the present one, and how far a note says it has come.
 #[derive(Debug)]
 pub struct TrailFiles {
-    path: PathBuf,
+    /// The present one, which may be missing.
+    pub path: PathBuf,
     /// Oldest first.
     pub files: Vec<PathBuf>,
     /// The note beside them.
@@ -327,16 +355,28 @@ pub fn trails(path: &Path) -> io::Result<Vec<TrailFiles>> {
     Ok(trails)
 }
 
-/// Standard output.
-pub(super) struct Stdout;
+/// A stream of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Output,
+    /// Standard error.
+    Error,
+}
 
-impl Output for Stdout {
+impl Output for Stream {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
-        io::stdout().lock().write(lines)
+        match self {
+            Self::Output => io::stdout().lock().write(lines),
+            Self::Error => io::stderr().lock().write(lines),
+        }
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        io::stdout().lock().flush()
+        match self {
+            Self::Output => io::stdout().lock().flush(),
+            Self::Error => io::stderr().lock().flush(),
+        }
     }
 }
 

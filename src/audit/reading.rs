@@ -83,7 +83,8 @@ fn whole_line(reader: &mut BufReader<File>, line: &mut Vec<u8>) -> io::Result<us
     Ok(line.len())
 }
 
-/// What is looked for; every part that is given has to fit.
+/// What is looked for; every part that is given has to fit. What the record of a large batch leaves out may be what is
+/// looked for: such a record fits.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
     /// Members of a record and the text that they must have.
@@ -99,7 +100,7 @@ pub struct Query {
 impl Query {
     fn fits(&self, record: &Value, keys: &Keys) -> bool {
         let at = record["time"].as_str().and_then(Timestamp::parse_rfc3339);
-        self.members.iter().all(|(name, text)| record[*name] == text.as_str())
+        self.members.iter().all(|(name, text)| holds(record, name, text))
             && self.since.is_none_or(|since| at.is_some_and(|at| at >= since))
             && self.until.is_none_or(|until| at.is_some_and(|at| at < until))
             && self.context.iter().all(|(name, value)| {
@@ -107,8 +108,26 @@ impl Query {
                 let recorded = &record["context"][name];
                 recorded["value"] == value.as_str()
                     || recorded["hash"] == keys.value_hash(tenant, name, value).as_str()
+                    || lists(&record["context_varying"], name)
+                    || record["context_varying_more"] == true
             })
     }
+}
+
+/// Whether a record's member has this text; a batch's record has lists of some. One whose list is cut may have it.
+fn holds(record: &Value, name: &str, text: &str) -> bool {
+    let listed = match name {
+        "key" => lists(&record["keys"], text) || record["keys_more"] == true,
+        "dek" => lists(&record["deks"], text) || record["deks_more"] == true,
+        "code" => record["codes"].get(text).is_some(),
+        "ref" => lists(&record["refs"], text) || record["refs_more"].is_u64(),
+        _ => false,
+    };
+    listed || record[name] == text
+}
+
+fn lists(list: &Value, text: &str) -> bool {
+    list.as_array().is_some_and(|list| list.iter().any(|item| item == text))
 }
 
 /// Gives every record that fits, oldest first, as it stands in its file.

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use envelope::{DataKeyId, EncryptionContext};
 use serde_json::{Value, json};
 
+use super::asked::Asked;
 use super::chain::Keys;
-use super::tally::{Items, Refs};
+use super::room::Refs;
+use super::tally::Items;
 use crate::clock::Timestamp;
 use crate::tenant::{KeyName, PrincipalId, TenantId};
 
@@ -35,8 +37,10 @@ pub(super) struct Record {
     pub(super) tenant: Option<TenantId>,
     /// The same in the two records of one change.
     pub(super) change_id: Option<u64>,
-    /// The API key that a change is about.
-    pub(super) api_key: Option<Box<str>>,
+    /// The API key or grant that a change is about: which of the two, and its id.
+    pub(super) named: Option<(&'static str, Box<str>)>,
+    /// What a change asks for.
+    pub(super) asked: Asked,
     pub(super) details: Details,
     pub(super) items: Option<Items>,
     /// How many others like it there were that have no record.
@@ -122,7 +126,12 @@ impl Record {
         if let Some(id) = self.change_id {
             object.text("change_id", &format!("{id:016x}"));
         }
-        object.some_text("api_key", self.api_key.as_deref().unwrap_or_default());
+        if let Some((kind, id)) = &self.named {
+            object.some_text(kind, id);
+        }
+        if !self.asked.is_nothing() {
+            object.value("asked", &self.asked.value(tenant, keys));
+        }
         self.details.write(tenant, keys, &mut object);
         if let Some(items) = &self.items {
             items.write(tenant, keys, &mut object);
@@ -154,21 +163,18 @@ impl Items {
         if !self.codes.is_empty() {
             object.value("codes", &json!(self.codes));
         }
-        if !self.keys.is_empty() {
-            object.value("keys", &self.keys.iter().map(KeyName::as_str).collect());
-        }
-        if !self.deks.is_empty() {
-            object.value("deks", &self.deks.iter().map(ToString::to_string).collect());
-        }
+        object.list("keys", self.keys.items.iter().map(KeyName::as_str).collect());
+        object.flag("keys_more", self.keys.more);
+        object.list("deks", self.deks.items.iter().map(ToString::to_string).collect());
+        object.flag("deks_more", self.deks.more);
         object.bytes(self.bytes_in, self.bytes_out);
         object.refs("refs", "refs_more", &self.refs);
         object.refs("refs_failed", "refs_failed_more", &self.failed_refs);
         if let Some(context) = &self.context {
             object.context(context, tenant, keys);
         }
-        if !self.varying.is_empty() {
-            object.value("context_varying", &json!(self.varying));
-        }
+        object.list("context_varying", self.varying.items.iter().map(|name| &**name).collect());
+        object.flag("context_varying_more", self.varying.more);
     }
 }
 
@@ -185,9 +191,7 @@ impl Object<'_> {
     }
 
     fn refs(&mut self, name: &str, more: &str, refs: &Refs) {
-        if !refs.names.is_empty() {
-            self.value(name, &json!(refs.names));
-        }
+        self.list(name, refs.names.iter().map(|name| &**name).collect());
         if refs.more > 0 {
             self.number(more, refs.more);
         }
@@ -233,6 +237,19 @@ impl<'a> Object<'a> {
     pub(super) fn number(&mut self, name: &str, number: u64) {
         self.name(name);
         self.0.extend_from_slice(number.to_string().as_bytes());
+    }
+
+    /// A list that is not empty.
+    fn list(&mut self, name: &str, items: Value) {
+        if items.as_array().is_some_and(|items| !items.is_empty()) {
+            self.value(name, &items);
+        }
+    }
+
+    fn flag(&mut self, name: &str, on: bool) {
+        if on {
+            self.value(name, &Value::Bool(true));
+        }
     }
 
     fn value(&mut self, name: &str, value: &Value) {

@@ -101,6 +101,7 @@ impl Sink {
             records: 0,
             unsealed: 0,
             unsynced: false,
+            unnoted: None,
         };
         let (is_new, torn_bytes) = (start.is_new, start.torn_bytes);
         let thread = std::thread::Builder::new()
@@ -207,6 +208,8 @@ struct Writer {
     sealed_at: Duration,
     synced_at: Duration,
     unsynced: bool,
+    /// The last seal, where it is not noted yet.
+    unnoted: Option<Link>,
 }
 
 impl Writer {
@@ -307,11 +310,13 @@ impl Writer {
         } else if self.unsynced && (durable || now.saturating_sub(self.synced_at) >= SYNC_EVERY) {
             self.sync()?;
         }
+        self.note()?;
         // Not at the end, which is to be a seal.
         if self.output.is_full() && !closing {
             self.output.rotate()?;
             self.event("open", None);
             self.write()?;
+            self.output.settle()?;
         }
         Ok(())
     }
@@ -323,9 +328,19 @@ impl Writer {
         self.event("seal", Some(("records", records)));
         self.write()?;
         self.sync()?;
-        self.output.note(&self.link)?;
         // The log goes elsewhere: what it keeps shows a trail that was cut or replaced.
-        tracing::info!(target: "keyfold::audit", sink = self.name, anchor = self.link.anchor(), records, "sealed");
+        let anchor = self.output.anchor(&self.link);
+        tracing::info!(target: "keyfold::audit", sink = self.name, anchor, records, "sealed");
+        self.unnoted = Some(self.link);
+        self.note()
+    }
+
+    /// Notes the last seal, where it is not noted yet.
+    fn note(&mut self) -> io::Result<()> {
+        if let Some(link) = &self.unnoted {
+            self.output.note(link)?;
+            self.unnoted = None;
+        }
         Ok(())
     }
 

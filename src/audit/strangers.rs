@@ -12,6 +12,8 @@ pub struct Stranger<'a> {
     pub request_id: &'a str,
     /// The address that the request came from.
     pub source: Option<IpAddr>,
+    /// Why he was not let in, which he is not told.
+    pub reason: &'a str,
 }
 
 /// How many strangers are recorded, so that they cannot fill a disk.

@@ -1,17 +1,13 @@
 //! What became of the items of a batch, gathered for its one record.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use envelope::{DataKeyId, EncryptionContext};
 
 use super::record::Details;
+use super::room::{Distinct, Refs, listed_bytes};
 use crate::tenant::KeyName;
-
-/// How many bytes of the callers' names for items a record holds; of the rest it tells how many there are.
-pub const REFS_BYTES_MAX: usize = 32 * 1024;
-/// How many keys, data keys and context names a record tells of.
-const DISTINCT_MAX: usize = 32;
 
 /// The items of a batch that were tried so far. Clones are the same tally, so that the parts of a batch that are
 /// worked on at once come together in one record.
@@ -92,42 +88,15 @@ pub(super) struct Items {
     pub(super) reason: Option<(&'static str, String)>,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
-    pub(super) keys: BTreeSet<KeyName>,
-    pub(super) deks: BTreeSet<DataKeyId>,
+    pub(super) keys: Distinct<KeyName>,
+    pub(super) deks: Distinct<DataKeyId>,
     pub(super) refs: Refs,
     /// The names of those that failed.
     pub(super) failed_refs: Refs,
     /// The pairs that all items share.
     pub(super) context: Option<EncryptionContext>,
     /// The names of pairs that not all items have, or have with the same value.
-    pub(super) varying: BTreeSet<Box<str>>,
-}
-
-/// Callers' names for items, as many as there is room for.
-#[derive(Debug, Default)]
-pub(super) struct Refs {
-    pub(super) names: Vec<Box<str>>,
-    bytes: usize,
-    /// How many more there are.
-    pub(super) more: u64,
-}
-
-impl Refs {
-    fn push(&mut self, name: Box<str>) {
-        // As it will stand in the record, with quotes and a comma.
-        let bytes = name.len() + 3;
-        if self.bytes + bytes > REFS_BYTES_MAX {
-            self.more += 1;
-            return;
-        }
-        self.bytes += bytes;
-        self.names.push(name);
-    }
-
-    fn absorb(&mut self, other: Self) {
-        self.more += other.more;
-        other.names.into_iter().for_each(|name| self.push(name));
-    }
+    pub(super) varying: Distinct<Box<str>>,
 }
 
 impl Items {
@@ -156,10 +125,10 @@ impl Items {
         self.bytes_in += details.bytes_in;
         self.bytes_out += details.bytes_out;
         if let Some(key) = details.key {
-            insert(&mut self.keys, key);
+            insert_key(&mut self.keys, key);
         }
         if let Some(dek) = details.dek {
-            insert(&mut self.deks, dek);
+            self.deks.insert(dek, DEK_BYTES);
         }
         if let Some(context) = details.context {
             self.share(context);
@@ -176,11 +145,14 @@ impl Items {
         if self.reason.is_none() {
             self.reason = part.reason;
         }
-        part.keys.into_iter().for_each(|key| insert(&mut self.keys, key));
-        part.deks.into_iter().for_each(|dek| insert(&mut self.deks, dek));
+        part.keys.items.into_iter().for_each(|key| insert_key(&mut self.keys, key));
+        part.deks.items.into_iter().for_each(|dek| self.deks.insert(dek, DEK_BYTES));
         self.refs.absorb(part.refs);
         self.failed_refs.absorb(part.failed_refs);
-        part.varying.into_iter().for_each(|name| insert(&mut self.varying, name));
+        part.varying.items.into_iter().for_each(|name| insert_name(&mut self.varying, &name));
+        self.keys.more |= part.keys.more;
+        self.deks.more |= part.deks.more;
+        self.varying.more |= part.varying.more;
         if let Some(context) = part.context {
             self.share(context);
         }
@@ -198,11 +170,11 @@ impl Items {
                         // It was within the limits before.
                         let _ = both.insert(name, value);
                     } else {
-                        insert(&mut self.varying, name.into());
+                        insert_name(&mut self.varying, name);
                     }
                 }
                 for (name, _) in context.iter().filter(|(name, _)| both.get(name).is_none()) {
-                    insert(&mut self.varying, name.into());
+                    insert_name(&mut self.varying, name);
                 }
                 *shared = both;
             }
@@ -210,14 +182,21 @@ impl Items {
     }
 }
 
-fn insert<T: Ord>(set: &mut BTreeSet<T>, item: T) {
-    if set.len() < DISTINCT_MAX {
-        set.insert(item);
-    }
+/// A UUID in quotes, and a comma.
+const DEK_BYTES: usize = 39;
+
+fn insert_key(keys: &mut Distinct<KeyName>, key: KeyName) {
+    let bytes = listed_bytes(key.as_str());
+    keys.insert(key, bytes);
+}
+
+fn insert_name(names: &mut Distinct<Box<str>>, name: &str) {
+    names.insert(name.into(), listed_bytes(name));
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::room::{DISTINCT_BYTES_MAX, REFS_BYTES_MAX};
     use super::*;
 
     fn context(pairs: &[(&str, &str)]) -> EncryptionContext {
@@ -254,7 +233,8 @@ mod tests {
         assert_eq!(names(&items.refs), ["a", "b", "c"]);
         assert_eq!(names(&items.failed_refs), ["b", "c"]);
         assert_eq!(items.context.unwrap().iter().collect::<Vec<_>>(), [("same", "1")]);
-        assert_eq!(items.varying, ["other".into(), "row".into()].into());
+        assert_eq!(items.varying.items, ["other".into(), "row".into()].into());
+        assert!(!items.varying.more);
     }
 
     #[test]
@@ -271,5 +251,29 @@ mod tests {
         let mut unrecorded = PartTally::new(None);
         tried(&mut unrecorded, "a", &[], None);
         assert_eq!((unrecorded.tried(), unrecorded.items.refs.names.len()), (1, 0));
+    }
+
+    #[test]
+    fn context_names_are_kept_as_far_as_there_is_room_as_they_stand_in_the_record() {
+        let tally = Tally::default();
+        let mut part = PartTally::new(Some(&tally));
+        // Each of its bytes is six in JSON.
+        let name = |n: usize| format!("{}{n:02}", "\u{1}".repeat(169));
+        let kept = DISTINCT_BYTES_MAX / listed_bytes(&name(0));
+        assert_eq!(kept, 8);
+        tried(&mut part, "first", &[], None);
+        for n in 0..kept {
+            tried(&mut part, "one", &[(&name(n), "x")], None);
+            tried(&mut part, "again", &[(&name(n), "x")], None);
+        }
+        drop(part);
+        let items = std::mem::take(&mut *tally.lock());
+        assert_eq!((items.varying.items.len(), items.varying.more), (kept, false));
+        tally.absorb(items);
+        let mut part = PartTally::new(Some(&tally));
+        tried(&mut part, "more", &[(&name(kept), "x")], None);
+        drop(part);
+        let items = tally.take();
+        assert_eq!((items.varying.items.len(), items.varying.more), (kept, true));
     }
 }

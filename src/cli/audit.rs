@@ -16,12 +16,16 @@ pub(super) enum AuditCommand {
     Verify {
         /// The audit file; the configured one where none is named.
         file: Option<PathBuf>,
-        /// SEQ:CODE of a seal, as the service's log has it: this record has to be there. Shows a trail that was cut
-        /// or replaced together with the note beside it.
-        #[arg(long, value_name = "SEQ:CODE")]
+        /// FILE:SEQ:CODE of a seal, as the service's log has it: this record has to be there. Shows a trail that was
+        /// cut, replaced or taken away together with the note beside it. Without FILE, in the first trail.
+        #[arg(long, value_name = "FILE:SEQ:CODE")]
         anchor: Vec<String>,
+        /// The trail need not begin at record 1: former files are kept elsewhere, or no longer.
+        #[arg(long)]
+        partial: bool,
     },
-    /// Find records. Every condition has to fit; each record is printed as it stands in its file.
+    /// Find records. Every condition has to fit; each record is printed as it stands in its file. Where the record of
+    /// a large batch leaves something out that is looked for, it is printed too.
     Search(Box<SearchArgs>),
 }
 
@@ -50,6 +54,9 @@ pub(super) struct SearchArgs {
     /// Under this data key.
     #[arg(long)]
     dek: Option<String>,
+    /// Of the item that its caller calls so.
+    #[arg(long = "ref", value_name = "REF")]
+    reference: Option<String>,
     /// Of this request.
     #[arg(long)]
     request_id: Option<String>,
@@ -71,7 +78,10 @@ pub(super) fn run(settings: &Settings, command: AuditCommand, variables: &Variab
     let secret = Secrets::new(settings, variables).present_audit_key()?;
     let keys = Keys::new(&secret, vec![])?;
     match command {
-        AuditCommand::Verify { file, anchor } => verify(&trails(settings, file)?, &keys, &anchor),
+        AuditCommand::Verify { file, anchor, partial } => {
+            let partial = partial || settings.audit.file.as_ref().is_some_and(|file| file.files_max > 0);
+            verify(&trails(settings, file)?, &keys, &anchor, partial)
+        }
         AuditCommand::Search(args) => {
             let trails = trails(settings, args.file.clone())?;
             let query = args.query()?;
@@ -92,21 +102,30 @@ fn trails(settings: &Settings, file: Option<PathBuf>) -> anyhow::Result<Vec<Trai
     Ok(trails)
 }
 
-fn verify(trails: &[TrailFiles], keys: &Keys, anchors: &[String]) -> anyhow::Result<()> {
-    let anchors = anchors
-        .iter()
-        .map(|text| Link::from_anchor(text).with_context(|| format!("{text:?} is not SEQ:CODE of a seal")))
-        .collect::<anyhow::Result<Vec<Link>>>()?;
-    for (at, trail) in trails.iter().enumerate() {
-        // An anchor is the service's own trail's, which is the first.
-        let anchors = if at == 0 { anchors.as_slice() } else { &[] };
-        let summary = audit::verify(trail, keys, anchors)?;
-        let name = trail.files.last().map(|path| path.display().to_string()).unwrap_or_default();
+fn verify(trails: &[TrailFiles], keys: &Keys, anchors: &[String], partial: bool) -> anyhow::Result<()> {
+    let mut anchored = vec![vec![]; trails.len()];
+    for text in anchors {
+        let (name, link) = anchor(text).with_context(|| {
+            format!("{text:?} is not FILE:SEQ:CODE of a seal, as the log or this command tells it")
+        })?;
+        let named =
+            |trail: &TrailFiles| name.is_empty() || trail.path.file_name().is_some_and(|file| file == name);
+        let at = trails.iter().position(named).with_context(|| format!("the trail {name} is not here"))?;
+        anchored[at].push(link);
+    }
+    for (trail, anchors) in trails.iter().zip(anchored) {
+        let summary = audit::verify(trail, keys, &anchors)?;
+        let (name, first) = (trail.path.display(), summary.first);
+        if first > 1 && !partial {
+            bail!(
+                "{name}: records 1 to {} are missing. If their files are kept elsewhere, say --partial",
+                first - 1
+            );
+        }
         output::line(format_args!(
-            "{name}: records {} to {} are whole{}{}",
-            summary.first,
+            "{name}: records {first} to {} are whole{}{}",
             summary.last.seq,
-            if summary.first > 1 { "; those before are not here" } else { "" },
+            if first > 1 { "; those before are not here" } else { "" },
             if summary.sealed {
                 ", sealed"
             } else {
@@ -118,9 +137,17 @@ fn verify(trails: &[TrailFiles], keys: &Keys, anchors: &[String]) -> anyhow::Res
                 "record {seq} begins a change that has no outcome: it is under way, or a crash ended it"
             ));
         }
-        output::line(format_args!("anchor {}", summary.last.anchor()));
+        let file = trail.path.file_name().unwrap_or_default().to_string_lossy();
+        output::line(format_args!("anchor {file}:{}", summary.last.anchor()));
     }
     Ok(())
+}
+
+/// The file, which may be left out, and the place in it.
+fn anchor(text: &str) -> Option<(&str, Link)> {
+    let mut parts = text.rsplitn(3, ':');
+    let (code, seq) = (parts.next()?, parts.next()?);
+    Some((parts.next().unwrap_or_default(), Link::from_anchor(&format!("{seq}:{code}"))?))
 }
 
 impl SearchArgs {
@@ -133,6 +160,7 @@ impl SearchArgs {
             ("code", self.code),
             ("key", self.key),
             ("dek", self.dek),
+            ("ref", self.reference),
             ("request_id", self.request_id),
             ("source", self.source),
         ];

@@ -102,6 +102,7 @@ impl Common {
         if let Some(data_dir) = &self.data_dir {
             settings.data_dir.clone_from(data_dir);
         }
+        settings.audit.is_of_command = true;
         Ok(settings)
     }
 }

@@ -38,6 +38,7 @@ pub(super) fn run(common: &Common, args: ServeArgs, variables: &Variables) -> an
     let mut settings = common.settings(variables)?;
     apply(&mut settings, args.listen);
     settings.tls.self_signed |= args.tls_self_signed;
+    settings.audit.is_of_command = false;
     settings.check_listener()?;
     if args.dev && variables.value("KEYFOLD_LOG__FORMAT").is_none() && common.config.is_none() {
         settings.log.format = LogFormat::Text;

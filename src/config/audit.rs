@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::Settings;
-use crate::audit::{FileOptions, OnFull, Options, OtlpOptions};
+use crate::audit::{FileOptions, OnFull, Options, OtlpOptions, Stream};
 
 /// The record of who did what: see [`crate::audit::Options`]. A sink is on where its table is there.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,6 +32,9 @@ pub struct AuditSettings {
     pub syslog: Option<AuditSyslogSettings>,
     /// An OpenTelemetry collector.
     pub otlp: Option<AuditOtlpSettings>,
+    /// Whether records for standard output go to standard error: those of a command, whose output is its result.
+    #[serde(skip)]
+    pub is_of_command: bool,
 }
 
 impl Default for AuditSettings {
@@ -49,6 +52,7 @@ impl Default for AuditSettings {
             stdout: None,
             syslog: None,
             otlp: None,
+            is_of_command: false,
         }
     }
 }
@@ -163,7 +167,10 @@ impl Settings {
         });
         Options {
             file,
-            stdout: audit.stdout.as_ref().map(|sink| sink.on_full),
+            stdout: audit
+                .stdout
+                .as_ref()
+                .map(|sink| (if audit.is_of_command { Stream::Error } else { Stream::Output }, sink.on_full)),
             syslog: audit.syslog.as_ref().map(|sink| (sink.path.clone(), sink.on_full)),
             otlp: audit.otlp.as_ref().map(|sink| (sink.options(), sink.on_full)),
             queue_records_max: audit.queue_records_max,

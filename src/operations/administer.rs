@@ -3,7 +3,7 @@
 
 use super::{OperationError, Operations};
 use crate::access::{AdminOf, NewApiKey, Operate, Permit, Principal, is_api_key_id};
-use crate::audit::{Attempt, Subject};
+use crate::audit::{Asked, Attempt, Subject};
 use crate::clock::Timestamp;
 use crate::store::{ApiKeyRecord, KeyPolicy, KeyRecord, Status, StoreError, Target, TenantRecord};
 use crate::tenant::{Kek, KekRing, KeyName, TenantId, Verb};
@@ -67,7 +67,8 @@ impl Operations {
         id: TenantId,
         ring: KekRing,
     ) -> Result<TenantRecord, OperationError> {
-        let attempt = self.audit.begin_change("tenant.create", permit.who().in_tenant(&id)).await?;
+        let asked = asked_ring(Asked::NOTHING, &ring);
+        let attempt = self.audit.begin_change("tenant.create", permit.who().in_tenant(&id), asked).await?;
         let made = async {
             self.check_ring(&ring).await?;
             let now = self.clock.now();
@@ -110,7 +111,9 @@ impl Operations {
         _operate: &Operate,
         change: TenantChange,
     ) -> Result<TenantRecord, OperationError> {
-        let attempt = self.audit.begin_change("tenant.update", permit.who()).await?;
+        let asked = Asked::NOTHING.some_text("status", change.status.map(Status::name).as_ref());
+        let asked = change.ring.iter().fold(asked, asked_ring);
+        let attempt = self.audit.begin_change("tenant.update", permit.who(), asked).await?;
         let changed = async {
             let mut record = self.tenant(permit).await?;
             expect_version(change.version, record.version, "tenant")?;
@@ -148,8 +151,9 @@ impl Operations {
         policy: KeyPolicy,
     ) -> Result<KeyRecord, OperationError> {
         let subject = name.clone();
+        let who = permit.who().changing(Subject::Key(&subject));
         let attempt =
-            self.audit.begin_change("key.create", permit.who().changing(Subject::Key(&subject))).await?;
+            self.audit.begin_change("key.create", who, asked_policy(Asked::NOTHING, &policy)).await?;
         let made = async {
             check_policy(&policy)?;
             self.tenant(permit).await?;
@@ -185,8 +189,10 @@ impl Operations {
         name: &KeyName,
         change: KeyChange,
     ) -> Result<KeyRecord, OperationError> {
-        let attempt =
-            self.audit.begin_change("key.update", permit.who().changing(Subject::Key(name))).await?;
+        let asked = Asked::NOTHING.some_text("status", change.status.map(Status::name).as_ref());
+        let asked = change.policy.iter().fold(asked, asked_policy);
+        let who = permit.who().changing(Subject::Key(name));
+        let attempt = self.audit.begin_change("key.update", who, asked).await?;
         let changed = async {
             let mut record = self.key(permit, name).await?;
             expect_version(change.version, record.version, "key")?;
@@ -211,7 +217,12 @@ impl Operations {
         caller: &Principal,
         grant: ApiKeyGrant,
     ) -> Result<NewApiKey, OperationError> {
-        let mut attempt = self.audit.begin_change("api-key.create", permit.who()).await?;
+        let asked = Asked::NOTHING
+            .text("name", &grant.name)
+            .list("tenants", &grant.tenants)
+            .list("verbs", &grant.verbs)
+            .some_text("expires_at", grant.expires_at.as_ref());
+        let mut attempt = self.audit.begin_change("api-key.create", permit.who(), asked).await?;
         let made = async {
             check_grant(&grant, self.clock.now())?;
             let mut tenants = grant.tenants;
@@ -229,7 +240,7 @@ impl Operations {
         };
         let made = made.await;
         if let Ok(new) = &made {
-            attempt.made(&new.record.id);
+            attempt.made(Subject::ApiKey(&new.record.id));
         }
         self.finish(attempt, made).await
     }
@@ -252,8 +263,8 @@ impl Operations {
     ) -> Result<ApiKeyRecord, OperationError> {
         // What does not look like an id may be anything, such as a token: it is not recorded.
         let head = if is_api_key_id(id) { id } else { "" };
-        let attempt =
-            self.audit.begin_change("api-key.revoke", permit.who().changing(Subject::ApiKey(head))).await?;
+        let who = permit.who().changing(Subject::ApiKey(head));
+        let attempt = self.audit.begin_change("api-key.revoke", who, Asked::NOTHING).await?;
         let revoked = async {
             if !is_api_key_id(id) {
                 return Err(OperationError::Invalid(
@@ -289,6 +300,18 @@ impl Operations {
         }
         outcome
     }
+}
+
+fn asked_ring(asked: Asked, ring: &KekRing) -> Asked {
+    asked.list("keks", ring.members().iter().map(|kek| &kek.id))
+}
+
+fn asked_policy(asked: Asked, policy: &KeyPolicy) -> Asked {
+    asked
+        .number("dek_age_secs_max", policy.dek_age_secs_max)
+        .number("dek_messages_max", policy.dek_messages_max)
+        .number("dek_bytes_max", policy.dek_bytes_max)
+        .text("envelope", &policy.envelope.name())
 }
 
 fn new_key(tenant: TenantId, name: KeyName, policy: KeyPolicy, now: Timestamp) -> KeyRecord {

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use envelope::{DataKeyId, Head, Salt, inspect};
+use envelope::{DataKeyId, EncryptionContext, Head, Salt, inspect};
 
 use super::decrypt::open_with;
 use super::encrypt::seal_with;
@@ -114,19 +114,29 @@ impl Encryptor<'_> {
         mut request: Encryption<'_>,
         details: &mut Details,
     ) -> Result<Encrypted, OperationError> {
-        details.with_key(&request.key);
         let context = std::mem::take(&mut request.context);
-        let (tenant, service) = (self.permit.tenant(), self.permit.service_context());
-        let context = message_context(context, self.permit, &request.key)?;
-        request.plaintext.check()?;
+        let context = message_context(context, self.permit, &request.key, details)?;
         let bytes = request.plaintext.bytes_max();
-        let scope = |key: &KeyName| scope(tenant, key, service);
-        let sealing = self.sealings.sealing(&request.key, bytes as u64, scope).await?;
-        let sealed = seal_with(sealing, self.salts.next()?, &context, request)?;
-        details.with_dek(sealed.dek_id);
-        details.with_bytes(bytes, sealed.envelope.len());
+        let sealed = self.seal_now(&context, request).await;
         details.with_context(context);
-        Ok(sealed)
+        if let Ok(sealed) = &sealed {
+            details.with_dek(sealed.dek_id);
+            details.with_bytes(bytes, sealed.envelope.len());
+        }
+        sealed
+    }
+
+    async fn seal_now(
+        &mut self,
+        context: &EncryptionContext,
+        request: Encryption<'_>,
+    ) -> Result<Encrypted, OperationError> {
+        request.plaintext.check()?;
+        let (tenant, service) = (self.permit.tenant(), self.permit.service_context());
+        let scope = |key: &KeyName| scope(tenant, key, service);
+        let bytes = request.plaintext.bytes_max() as u64;
+        let sealing = self.sealings.sealing(&request.key, bytes, scope).await?;
+        seal_with(sealing, self.salts.next()?, context, request)
     }
 
     /// What the audit is told of the items.

@@ -72,11 +72,10 @@ pub(super) fn open_with(
     details: &mut Details,
 ) -> Result<Decrypted, OperationError> {
     let key = opening.scope.key.clone();
-    let context = message_context(request.context, permit, &key)?;
+    let context = message_context(request.context, permit, &key, details)?;
     let rewrap_advised = opening.outdated(head);
     let mut buffer = Zeroizing::new(request.envelope);
     let opened = open_in_place(&opening.key, &context, &mut buffer).map(|plaintext| plaintext.len());
-    details.with_key(&key);
     details.with_context(context);
     details.with_bytes(buffer.len(), *opened.as_ref().unwrap_or(&0));
     let plaintext_bytes = opened?;

@@ -61,9 +61,8 @@ impl Operations {
         mut request: Encryption<'_>,
         details: &mut Details,
     ) -> Result<Encrypted, OperationError> {
-        details.with_key(&request.key);
         let context = std::mem::take(&mut request.context);
-        let context = message_context(context, permit, &request.key)?;
+        let context = message_context(context, permit, &request.key, details)?;
         let bytes_max = request.plaintext.bytes_max();
         let sealed = self.seal_now(permit, &context, request).await;
         details.with_context(context);

@@ -4,6 +4,7 @@ use super::administer::Page;
 use super::{OperationError, Operations};
 use crate::access::granted::check_grant;
 use crate::access::{AdminOf, Permit, Principal};
+use crate::audit::{Asked, Subject};
 use crate::store::{GrantRecord, GrantScope, StoreError};
 use crate::tenant::Verb;
 
@@ -26,7 +27,12 @@ impl Operations {
         caller: &Principal,
         new: NewGrant,
     ) -> Result<GrantRecord, OperationError> {
-        let attempt = self.audit.begin_change("grant.create", permit.who()).await?;
+        let asked = Asked::NOTHING
+            .text("principal", &new.principal)
+            .list("verbs", &new.verbs)
+            .list("keys", new.scope.keys.iter().flatten())
+            .conditions(&new.scope.context);
+        let mut attempt = self.audit.begin_change("grant.create", permit.who(), asked).await?;
         let made = async {
             check_grant(&new.principal, &new.verbs, &new.scope).map_err(OperationError::Invalid)?;
             caller.may_grant(std::slice::from_ref(permit.tenant()), &new.verbs)?;
@@ -61,7 +67,11 @@ impl Operations {
             })?;
             Ok(record)
         };
-        self.finish(attempt, made.await).await
+        let made = made.await;
+        if let Ok(record) = &made {
+            attempt.made(Subject::Grant(&record.id));
+        }
+        self.finish(attempt, made).await
     }
 
     /// The grants in the permit's tenant.
@@ -76,7 +86,10 @@ impl Operations {
 
     /// Deletes a grant in the permit's tenant.
     pub async fn delete_grant(&self, permit: &Permit<AdminOf>, id: &str) -> Result<(), OperationError> {
-        let attempt = self.audit.begin_change("grant.delete", permit.who()).await?;
+        // What does not look like an id may be anything: it is not recorded.
+        let subject = Subject::Grant(if GrantRecord::is_id(id) { id } else { "" });
+        let who = permit.who().changing(subject);
+        let attempt = self.audit.begin_change("grant.delete", who, Asked::NOTHING).await?;
         let deleted = self.store.delete_grant(permit.tenant(), id).await.map_err(|error| match error {
             StoreError::Missing(_) => {
                 OperationError::NotFound(format!("this grant in tenant '{}'", permit.tenant()))

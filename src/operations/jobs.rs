@@ -4,6 +4,7 @@ use envelope::DataKeyId;
 
 use super::{OperationError, Operations, Page};
 use crate::access::{AdminOf, Operate, Permit};
+use crate::audit::Asked;
 use crate::store::{JobKind, JobRecord, KekUse, StoredDek, Target};
 use crate::tenant::KekId;
 
@@ -41,7 +42,7 @@ impl Operations {
     /// Has the wrapped data keys of the permit's tenant brought up to its ring and the KEKs' materials now. Where that
     /// is under way, its job is returned.
     pub async fn rewrap_keys(&self, permit: &Permit<AdminOf>) -> Result<JobRecord, OperationError> {
-        let attempt = self.audit.begin_change("keys.rewrap", permit.who()).await?;
+        let attempt = self.audit.begin_change("keys.rewrap", permit.who(), Asked::NOTHING).await?;
         let opened = async {
             self.tenant(permit).await?;
             self.open_rewrap_job(permit).await

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use envelope::{ContextError, EncryptionContext, FormatError, OpenError, Salt, SealError};
 
 use crate::access::{Access, Forbidden, Permit, PermitVerb, ServiceContext};
-use crate::audit::{Attempt, Audit, Stranger, Unrecorded, Who};
+use crate::audit::{Attempt, Audit, Details, Stranger, Unrecorded, Who};
 use crate::clock::Clock;
 use crate::kms::KmsError;
 use crate::pool::{DekPool, PoolError};
@@ -259,7 +259,9 @@ fn message_context<V: PermitVerb>(
     caller: EncryptionContext,
     permit: &Permit<V>,
     key: &KeyName,
+    details: &mut Details,
 ) -> Result<EncryptionContext, OperationError> {
+    details.with_key(key);
     let service = permit.service_context();
     let quoted = |name: &str| name.chars().take(80).collect();
     if let Some((name, _)) = caller.iter().find(|(name, _)| EncryptionContext::is_reserved(name)) {
@@ -275,8 +277,14 @@ fn message_context<V: PermitVerb>(
     }
     context.insert("keyfold:tenant", permit.tenant().as_str())?;
     context.insert("keyfold:key", key.as_str())?;
-    permit.covers(key, &context)?;
-    Ok(context)
+    match permit.covers(key, &context) {
+        Ok(()) => Ok(context),
+        Err(forbidden) => {
+            // The record says with which context it was refused.
+            details.with_context(context);
+            Err(forbidden.into())
+        }
+    }
 }
 
 fn scope(tenant: &TenantId, key: &KeyName, service: &ServiceContext) -> DekScope {

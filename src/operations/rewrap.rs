@@ -197,7 +197,7 @@ pub(super) fn renew_in_place(
     if blind && !permit.needs_context(&opening.scope.key) {
         return replace_section(envelope, head, opening, weight).map(Renewed::Whole);
     }
-    let context = message_context(context, permit, &opening.scope.key)?;
+    let context = message_context(context, permit, &opening.scope.key, details)?;
     if details.are_wanted() {
         details.with_context(context.clone());
     }

@@ -4,7 +4,7 @@ use envelope::DataKeyId;
 
 use super::{OperationError, Operations, Page};
 use crate::access::{AdminOf, Permit};
-use crate::audit::Subject;
+use crate::audit::{Asked, Subject};
 use crate::pool::PoolError;
 use crate::store::{DekScope, DekState, Status, StoreError, StoredDek, Target};
 use crate::tenant::KeyName;
@@ -42,7 +42,10 @@ impl Operations {
         permit: &Permit<AdminOf>,
         key: &KeyName,
     ) -> Result<Vec<Rotated>, OperationError> {
-        let attempt = self.audit.begin_change("key.rotate", permit.who().changing(Subject::Key(key))).await?;
+        let attempt = self
+            .audit
+            .begin_change("key.rotate", permit.who().changing(Subject::Key(key)), Asked::NOTHING)
+            .await?;
         let rotated = async {
             self.key(permit, key).await?;
             let (mut rotated, mut after) = (Vec::new(), None);
@@ -67,7 +70,10 @@ impl Operations {
         permit: &Permit<AdminOf>,
         id: DataKeyId,
     ) -> Result<StoredDek, OperationError> {
-        let attempt = self.audit.begin_change("dek.revoke", permit.who().changing(Subject::Dek(id))).await?;
+        let attempt = self
+            .audit
+            .begin_change("dek.revoke", permit.who().changing(Subject::Dek(id)), Asked::NOTHING)
+            .await?;
         self.finish(attempt, self.move_dek(permit, id, DekState::Revoked).await).await
     }
 
@@ -78,7 +84,10 @@ impl Operations {
         permit: &Permit<AdminOf>,
         id: DataKeyId,
     ) -> Result<StoredDek, OperationError> {
-        let attempt = self.audit.begin_change("dek.restore", permit.who().changing(Subject::Dek(id))).await?;
+        let attempt = self
+            .audit
+            .begin_change("dek.restore", permit.who().changing(Subject::Dek(id)), Asked::NOTHING)
+            .await?;
         let restored = async {
             if self.store.shred(permit.tenant(), &Target::Dek(id)).await?.is_some() {
                 self.dek(permit, id).await?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{OperationError, Operations, Page};
 use crate::access::{AdminOf, Operate, Permit};
+use crate::audit::Asked;
 use crate::store::{
     EnvelopeWeight, JobKind, JobRecord, JobState, KekUse, KeyRecord, ShredRecord, StoreError, Target,
 };
@@ -56,8 +57,8 @@ impl Operations {
         waiting_secs: Option<u64>,
     ) -> Result<Shredding, OperationError> {
         let subject = target.clone();
-        let attempt =
-            self.audit.begin_change("shred.request", permit.who().changing_target(&subject)).await?;
+        let who = permit.who().changing_target(&subject);
+        let attempt = self.audit.begin_change("shred.request", who, asked(waiting_secs)).await?;
         let asked = match target {
             Target::Tenant => Err(OperationError::Internal("a tenant is shredded by its operator only")),
             target => self.ask(permit, target, waiting_secs).await,
@@ -72,7 +73,7 @@ impl Operations {
         _operate: &Operate,
         waiting_secs: Option<u64>,
     ) -> Result<Shredding, OperationError> {
-        let attempt = self.audit.begin_change("shred.request", permit.who()).await?;
+        let attempt = self.audit.begin_change("shred.request", permit.who(), asked(waiting_secs)).await?;
         let asked = self.ask(permit, Target::Tenant, waiting_secs).await;
         self.finish(attempt, asked).await
     }
@@ -133,7 +134,8 @@ impl Operations {
         permit: &Permit<AdminOf>,
         target: &Target,
     ) -> Result<(), OperationError> {
-        let attempt = self.audit.begin_change("shred.cancel", permit.who().changing_target(target)).await?;
+        let who = permit.who().changing_target(target);
+        let attempt = self.audit.begin_change("shred.cancel", who, Asked::NOTHING).await?;
         let cancelled = async {
             self.check_target(permit, target).await?;
             let now = self.clock.now();
@@ -207,4 +209,8 @@ impl Operations {
             },
         ])
     }
+}
+
+fn asked(waiting_secs: Option<u64>) -> Asked {
+    waiting_secs.into_iter().fold(Asked::NOTHING, |asked, secs| asked.number("waiting_secs", secs))
 }

@@ -108,7 +108,7 @@ impl Operations {
         sink: &mut impl Sink,
         details: &mut Details,
     ) -> Result<(), OperationError> {
-        let context = message_context(request.context, permit, &request.key)?;
+        let context = message_context(request.context, permit, &request.key, details)?;
         note(details, &request.key, &context);
         let scope = scope(permit.tenant(), &request.key, permit.service_context());
         let sealing = self.pool.to_encrypt(&scope, 0).await?;
@@ -156,7 +156,7 @@ impl Operations {
         details.with_dek(head.dek_id());
         let service = permit.service_context();
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &service.bound).await?;
-        let context = message_context(request.context, permit, &opening.scope.key)?;
+        let context = message_context(request.context, permit, &opening.scope.key, details)?;
         note(details, &opening.scope.key, &context);
         let mut opener = Opener::new(&opening.key, &context, &head)?;
         sink.begin(Begun {
@@ -209,7 +209,7 @@ impl Operations {
         let context = if blind && !permit.needs_context(&opening.scope.key) {
             None
         } else {
-            Some(checked_context(request.context, permit, &opening, &head)?)
+            Some(checked_context(request.context, permit, &opening, &head, details)?)
         };
         note(details, &opening.scope.key, context.as_ref().unwrap_or(&EncryptionContext::new()));
         match context {
@@ -260,8 +260,9 @@ fn checked_context(
     permit: &Permit<Rewrap>,
     opening: &Opening,
     head: &Head,
+    details: &mut Details,
 ) -> Result<EncryptionContext, OperationError> {
-    let context = message_context(context, permit, &opening.scope.key)?;
+    let context = message_context(context, permit, &opening.scope.key, details)?;
     if matches_commitment(&opening.key, &context, head) {
         Ok(context)
     } else {

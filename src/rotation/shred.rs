@@ -4,7 +4,7 @@ use super::Inner;
 use super::lease::Lease;
 use super::sweep::is_due;
 use super::tenant::random;
-use crate::audit::Who;
+use crate::audit::{Asked, Who};
 use crate::store::{
     FencedChange, JobKind, JobRecord, JobState, KeyRecord, ShredRecord, StoreError, StoredDek, Target,
 };
@@ -21,7 +21,7 @@ pub(super) async fn destroy(inner: &Inner, lease: &Lease, shred: &ShredRecord) -
     #[expect(clippy::expect_used, reason = "a constant that parses")]
     let principal: PrincipalId = "keyfold:rotation".parse().expect("a valid principal");
     let who = Who::local(&principal, Some(&shred.tenant)).changing_target(&shred.target);
-    let attempt = match inner.parts.audit.begin_change("shred.destroy", who).await {
+    let attempt = match inner.parts.audit.begin_change("shred.destroy", who, Asked::NOTHING).await {
         Ok(attempt) => attempt,
         // What is not recorded is not done; the next round tries again.
         Err(unrecorded) => {

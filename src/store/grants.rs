@@ -55,6 +55,11 @@ impl GrantRecord {
         let unix_ms = u64::try_from(now.unix_ms()).unwrap_or(0);
         uuid::Builder::from_unix_timestamp_millis(unix_ms, &random).into_uuid().to_string()
     }
+
+    /// Whether this may be the id of a grant.
+    pub fn is_id(text: &str) -> bool {
+        uuid::Uuid::try_parse(text).is_ok_and(|id| id.hyphenated().to_string() == text)
+    }
 }
 
 /// With which keys and encryption contexts, as written.

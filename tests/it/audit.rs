@@ -231,8 +231,14 @@ async fn a_restart_and_a_rotation_go_on_with_the_chain_and_a_torn_line_is_told()
     // A former file that is taken away is missed: the rest tells where it begins, or does not hold.
     fs::remove_file(&trail.files[1]).unwrap();
     assert!(audit::verify(&self::trail(&world), &keys(), &[]).is_err());
+    let first = fs::read_to_string(&trail.files[0]).unwrap();
+    let first =
+        first.lines().nth(3).unwrap().split_once("\"mac\":\"").unwrap().1.trim_end_matches("\"}").to_owned();
+    let anchor = Link::from_anchor(&format!("4:{first}")).unwrap();
     fs::remove_file(&trail.files[0]).unwrap();
     assert!(audit::verify(&self::trail(&world), &keys(), &[]).unwrap().first > 1);
+    // Who kept a place in what was taken away is told so.
+    assert_eq!(fault(&self::trail(&world), &[anchor]).1, Fault::Beheaded(4));
     // Two processes do not write into one file.
     let options = world.settings.audit_options();
     let one = audit::Audit::open(world.clock.clone(), &options, &keys()).unwrap();
@@ -373,4 +379,230 @@ async fn a_collector_gets_each_record_and_work_is_refused_while_it_takes_none() 
         all.push_str(&line);
     }
     assert!(verifier.end().unwrap().sealed && all.contains("tenant.create"));
+}
+
+/// Records of this kind.
+fn of_event<'a>(records: &'a [Value], event: &str) -> Vec<&'a Value> {
+    records.iter().filter(|record| record["event"] == event).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn seals_come_after_so_many_records_and_so_many_seconds_and_not_before() {
+    let world = world(|settings| {
+        settings.audit.seal_records = 3;
+        settings.audit.seal_secs = 60;
+    })
+    .await;
+    let audit = audit::Audit::open(world.clock.clone(), &world.settings.audit_options(), &keys()).unwrap();
+    let principal = "api-key:x".parse().unwrap();
+    let record =
+        async || audit.begin(Verb::Encrypt, audit::Who::local(&principal, None)).await.unwrap().done();
+    let seals = async || {
+        assert!(audit.flush().await);
+        of_event(&records(&world), "seal").len()
+    };
+    for expected in [0, 0, 1, 1, 1, 2] {
+        record().await;
+        assert_eq!(seals().await, expected);
+    }
+    record().await;
+    world.pass(59);
+    assert_eq!(seals().await, 2);
+    world.pass(1);
+    assert_eq!(seals().await, 3);
+    // Nothing new, nothing to seal.
+    world.pass(600);
+    assert_eq!(seals().await, 3);
+    audit.close();
+    let all = records(&world);
+    let sealed: Vec<&Value> = of_event(&all, "seal").iter().map(|seal| &seal["records"]).collect();
+    assert_eq!(sealed, [3, 3, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_former_files_are_kept_as_configured_and_the_rest_still_verifies() {
+    let world = world(|settings| {
+        let file = settings.audit.file.as_mut().unwrap();
+        file.rotate_bytes = 4_096;
+        file.files_max = 2;
+    })
+    .await;
+    for _ in 0..10 {
+        long_trail(&world, 30).await;
+    }
+    let trail = trail(&world);
+    assert_eq!(trail.files.len(), 3, "two former ones and the present one: {:?}", trail.files);
+    let summary = audit::verify(&trail, &keys(), &[]).unwrap();
+    assert!(summary.sealed && summary.first > 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_batch_makes_a_record_that_a_sink_does_not_take() {
+    let mut world = world(|_| ()).await;
+    let socket = world.path("log");
+    let log = std::os::unix::net::UnixDatagram::bind(&socket).unwrap();
+    let taken = std::thread::spawn(move || {
+        let (mut buffer, mut longest) = (vec![0; 1 << 20], 0);
+        while let Ok(bytes) = log.recv(&mut buffer) {
+            longest = longest.max(bytes);
+            if buffer[..bytes].windows(7).any(|text| text == b"the-end") {
+                break;
+            }
+        }
+        longest
+    });
+    world.settings.audit.syslog =
+        Some(keyfold::config::AuditSyslogSettings { path: socket, ..Default::default() });
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    // Each name of an item and of a pair is as long as may be, and six times that in JSON.
+    let item = |n: usize| {
+        let name = format!("{n:03}{}", "\u{1}".repeat(7_000));
+        json!({"ref": name[..200].to_owned(), "plaintext": "?", "context": {name: "\u{2}".repeat(500)}})
+    };
+    let items: Vec<Value> = (0..300).map(item).collect();
+    assert_eq!(caller.post("/v1/encrypt/batch", &json!({"items": items})).await.status, 200);
+    // One item alone: its context is recorded whole.
+    caller.try_encrypt(b"hello", &items[0]["context"]).await.ok(200);
+    caller.with_header("x-request-id", "the-end").encrypt(b"hello", &json!({})).await;
+    service.stop().await;
+    let longest = tokio::task::spawn_blocking(move || taken.join().unwrap()).await.unwrap();
+    assert!((40 << 10..160 << 10).contains(&longest), "{longest}");
+    let all = records(&world);
+    let batch = all.iter().find(|record| record["items"] == 300).unwrap();
+    assert_eq!(batch["context_varying_more"], true);
+    let (kept, more) = (batch["refs"].as_array().unwrap().len() as u64, batch["refs_more"].as_u64().unwrap());
+    assert_eq!(kept + more, 300);
+    // The next start finds the end of the file.
+    let service = world.start_without_keeper().await;
+    service.stop().await;
+    assert!(audit::verify(&trail(&world), &keys(), &[]).unwrap().sealed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trail_alone_tells_what_was_granted_and_changed() {
+    let world = world(|settings| settings.audit.public_context = vec!["region".to_owned()]).await;
+    let service = world.start_without_keeper().await;
+    service.tenant("acme").await;
+    let admin = service.caller(&["acme"], &Verb::ALL).await;
+    let grant = json!({
+        "principal": "jwt:corp:ci", "verbs": ["encrypt"], "keys": ["orders"],
+        "context": [{"name": "purpose", "values": ["billing"]}, {"name": "region", "values": ["eu-*"]}],
+    });
+    let made = admin.post("/v1/tenants/acme/grants", &grant).await.ok(201);
+    let grant_id = made["grant"].as_str().unwrap();
+    let path = format!("/v1/tenants/acme/grants/{grant_id}");
+    let deleted = admin.request(reqwest::Method::DELETE, &path).send().await.unwrap();
+    assert_eq!(deleted.status(), 204);
+    let key = json!({"name": "ci", "verbs": ["encrypt", "decrypt"], "expires_at": "2027-01-01T00:00:00Z"});
+    let key = admin.post("/v1/tenants/acme/api-keys", &key).await.ok(201);
+    service.stop().await;
+    let all = records(&world);
+    let changes = of_event(&all, "change");
+    let of = |what: &str, outcome: &str| {
+        let found = changes.iter().rfind(|record| record["what"] == what && record["outcome"] == outcome);
+        found.unwrap_or_else(|| panic!("{what} {outcome}"))
+    };
+    let hash = keys().value_hash("acme", "purpose", "billing");
+    assert_eq!(
+        of("grant.create", "begin")["asked"],
+        json!({
+            "principal": "jwt:corp:ci", "verbs": ["encrypt"], "keys": ["orders"],
+            "context": {"purpose": [{"hash": hash}], "region": [{"value": "eu-*"}]},
+        })
+    );
+    assert_eq!(of("grant.create", "done")["grant"], grant_id);
+    assert_eq!(of("grant.create", "done")["change_id"], of("grant.create", "begin")["change_id"]);
+    assert_eq!(of("grant.delete", "begin")["grant"], grant_id);
+    let asked = &of("api-key.create", "begin")["asked"];
+    assert_eq!(asked["verbs"], json!(["encrypt", "decrypt"]));
+    assert_eq!(asked["tenants"], json!([]));
+    assert_eq!(asked["expires_at"], "2027-01-01T00:00:00Z");
+    assert_eq!(of("api-key.create", "done")["api_key"], key["id"]);
+    assert_eq!(of("tenant.create", "begin")["asked"], json!({"keks": [crate::service::KEK]}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_recorded_with_what_was_refused_and_a_lapsed_key_with_whose_it_was() {
+    let world = world(|settings| {
+        let restriction = "[[access.restrictions]]\nprincipal = \"*\"\nverbs = [\"decrypt\"]\n\
+                           context = [{ name = \"purpose\", values = [\"billing\"] }]\n";
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), restriction).unwrap();
+        let loaded = Settings::load(Some(file.path()), &keyfold::config::Variables::default()).unwrap();
+        settings.access = loaded.access;
+    })
+    .await;
+    let service = world.start_without_keeper().await;
+    service.tenant("acme").await;
+    let admin = service.caller(&["acme"], &Verb::ALL).await;
+    let context = json!({"purpose": "support"});
+    let sealed = admin.encrypt(b"hello", &context).await;
+    admin.try_decrypt(&sealed, &context).await.problem("forbidden");
+    let lapsed = service.caller(&["acme"], &[Verb::Encrypt]).await;
+    let id = lapsed.token()[3..19].to_owned();
+    admin.post(&format!("/v1/tenants/acme/api-keys/{id}/revoke"), &json!({})).await.ok(200);
+    lapsed.try_encrypt(b"hello", &context).await.problem("unauthenticated");
+    let mut wrong = lapsed.token().to_owned();
+    wrong.replace_range(25..26, if wrong.as_bytes()[25] == b'A' { "B" } else { "A" });
+    service.anonymous().with_token(wrong).try_encrypt(b"hello", &context).await.problem("unauthenticated");
+    service.stop().await;
+    let all = records(&world);
+    let refused = all.iter().find(|record| record["code"] == "forbidden").unwrap();
+    let hash = keys().value_hash("acme", "purpose", "support");
+    assert_eq!((&refused["key"], &refused["context"]["purpose"]["hash"]), (&json!("default"), &json!(hash)));
+    let strangers: Vec<&str> = all
+        .iter()
+        .filter(|record| record["code"] == "unauthenticated")
+        .map(|record| record["reason"].as_str().unwrap())
+        .collect();
+    assert_eq!(strangers[0], format!("the credential of api-key:{id} is revoked"));
+    assert!(
+        !strangers[1].contains(&id),
+        "a secret that is wrong says nothing of whose it is: {}",
+        strangers[1]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_finds_what_is_in_a_batch_and_what_its_record_leaves_out() {
+    let world = world(|_| ()).await;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let item = |n: usize| {
+        let plaintext = if n == 7 { "?" } else { "aGVsbG8=" };
+        json!({"ref": format!("row-{n}"), "plaintext": plaintext, "context": {"same": "s", "row": n.to_string()}})
+    };
+    let items: Vec<Value> = (0..20).map(item).collect();
+    let answer = caller.post("/v1/encrypt/batch", &json!({"items": items})).await.ok(200);
+    let dek = answer["items"][0]["dek_id"].as_str().unwrap().to_owned();
+    service.stop().await;
+    let found = |query: audit::Query| {
+        let mut found = 0;
+        audit::search(&trail(&world), &keys(), &query, |_| found += 1).unwrap();
+        found
+    };
+    let by = |name: &'static str, text: &str| {
+        found(audit::Query {
+            members: vec![("what", "encrypt".to_owned()), (name, text.to_owned())],
+            ..Default::default()
+        })
+    };
+    for (name, text, expected) in [
+        ("key", "default", 1),
+        ("key", "other", 0),
+        ("dek", &*dek, 1),
+        ("dek", "01a22863-9df1-7567-b5f0-050554eaf653", 0),
+        ("code", "malformed_request", 1),
+        ("code", "forbidden", 0),
+        ("ref", "row-19", 1),
+        ("ref", "row-20", 0),
+    ] {
+        assert_eq!(by(name, text), expected, "{name} {text}");
+    }
+    let with = |name: &str, value: &str| {
+        found(audit::Query { context: vec![(name.to_owned(), value.to_owned())], ..Default::default() })
+    };
+    // The values that differ from item to item are not recorded: it may be any of them.
+    assert_eq!([with("same", "s"), with("same", "t"), with("row", "4"), with("table", "x")], [1, 0, 1, 0]);
 }

@@ -55,7 +55,10 @@ async fn one_tenant_leaves_room(media_type: &str, limit: impl FnOnce(&mut HttpSe
     let asks = async {
         while got.is_none() {
             assert!(begin(service.address, &flood, media_type).await.is_err(), "the flood got the place");
-            assert!(begin(service.address, &meek, media_type).await.is_err(), "two of eight are a third's share");
+            assert!(
+                begin(service.address, &meek, media_type).await.is_err(),
+                "two of eight are a third's share"
+            );
             got = begin(service.address, &late, media_type).await.ok();
         }
     };

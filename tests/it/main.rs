@@ -13,6 +13,7 @@ mod airports;
 mod api;
 mod aws_memory;
 mod audit;
+mod audit_commands;
 mod aws_program;
 mod aws_reach;
 mod aws_service;

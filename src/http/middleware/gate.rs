@@ -69,7 +69,8 @@ async fn enter(gate: &Gate, mut request: Request, next: Next) -> Response {
         if let Some(recorder) = &gate.recorder {
             let route = route(&request);
             let request_id = request_id(request.headers());
-            let stranger = Stranger { request_id, source: source(request.extensions()) };
+            let reason = problem.internal.as_deref().unwrap_or(&problem.detail);
+            let stranger = Stranger { request_id, source: source(request.extensions()), reason };
             recorder.record_stranger(&route, stranger, problem.code.name());
         }
         return problem.into_response();

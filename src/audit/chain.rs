@@ -65,20 +65,43 @@ impl Keys {
 
     /// A context value as it is recorded: the same value of one tenant and name is always the same text.
     pub(super) fn shown(&self, tenant: &str, name: &str, value: &str) -> Value {
-        if self.public.iter().any(|public| public == name) {
+        if self.is_public(name) {
             return json!({"value": value});
         }
         json!({"hash": self.value_hash(tenant, name, value)})
     }
 
+    /// The same, as it stands in a line.
+    pub(super) fn write_shown(&self, tenant: &str, name: &str, value: &str, line: &mut Vec<u8>) {
+        if self.is_public(name) {
+            line.extend_from_slice(b"{\"value\":");
+            // Writing into memory does not fail.
+            let _ = serde_json::to_writer(&mut *line, value);
+            line.push(b'}');
+            return;
+        }
+        line.extend_from_slice(b"{\"hash\":\"");
+        write_hex(&self.hashed(tenant, name, value), line);
+        line.extend_from_slice(b"\"}");
+    }
+
+    fn is_public(&self, name: &str) -> bool {
+        self.public.iter().any(|public| public == name)
+    }
+
     /// The keyed hash under which a context value is recorded.
     pub fn value_hash(&self, tenant: &str, name: &str, value: &str) -> String {
+        hex(&self.hashed(tenant, name, value))
+    }
+
+    fn hashed(&self, tenant: &str, name: &str, value: &str) -> [u8; VALUE_HASH_BYTES] {
         let mut mac = self.values.clone();
         for part in [tenant, name, value] {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part.as_bytes());
         }
-        hex(&mac.finalize().into_bytes()[..VALUE_HASH_BYTES])
+        let whole = mac.finalize().into_bytes();
+        std::array::from_fn(|at| whole[at])
     }
 }
 
@@ -111,7 +134,7 @@ impl Link {
         self.mac = keys.code(&self.mac, &lines[from..]);
         self.seq += 1;
         lines.extend_from_slice(MAC_MEMBER);
-        lines.extend_from_slice(hex(&self.mac).as_bytes());
+        write_hex(&self.mac, lines);
         lines.extend_from_slice(b"\"}\n");
     }
 
@@ -127,8 +150,13 @@ impl Link {
     }
 }
 
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+fn write_hex(bytes: &[u8], text: &mut Vec<u8>) {
+    text.extend(bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|n| DIGITS[usize::from(n)]));
+}
+
 pub(super) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|n| char::from(DIGITS[usize::from(n)])).collect()
 }
 

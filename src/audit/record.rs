@@ -199,12 +199,21 @@ impl Object<'_> {
 
     fn context(&mut self, context: &EncryptionContext, tenant: &str, keys: &Keys) {
         // The service's own pairs repeat what stands beside.
-        let pairs = context.iter().filter(|(name, _)| !name.starts_with("keyfold:"));
-        let context: serde_json::Map<String, Value> =
-            pairs.map(|(name, value)| (name.to_owned(), keys.shown(tenant, name, value))).collect();
-        if !context.is_empty() {
-            self.value("context", &Value::Object(context));
+        let mut pairs = context.iter().filter(|(name, _)| !name.starts_with("keyfold:")).peekable();
+        if pairs.peek().is_none() {
+            return;
         }
+        self.name("context");
+        // Written straight into the line: every call has it.
+        let mut before = b'{';
+        for (name, value) in pairs {
+            self.0.push(before);
+            let _ = serde_json::to_writer(&mut *self.0, name);
+            self.0.push(b':');
+            keys.write_shown(tenant, name, value, self.0);
+            before = b',';
+        }
+        self.0.push(b'}');
     }
 }
 

@@ -85,6 +85,41 @@ async fn a_principal_past_his_quota_takes_nothing_from_others_of_his_tenant() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_and_a_principal_of_their_own_rates_have_those_and_no_others() {
+    let mut world = World::new().await;
+    let quotas = "[quotas.tenant]\nrequests_per_sec = 2\n[quotas.tenants.large]\nrequests_per_sec = 4\n\
+                  [quotas.tenants.free]\n[quotas.principals.\"api-key:nobody\"]\nrequests_per_sec = 1\n";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), quotas).unwrap();
+    let load = || keyfold::config::Settings::load(Some(file.path()), &keyfold::config::Variables::default());
+    world.settings.quotas = load().unwrap().quotas;
+    let service = world.start_without_keeper().await;
+    for (tenant, passes) in [("small", 2), ("large", 4), ("free", 20)] {
+        let caller = service.tenant_and_caller(tenant).await;
+        let mut passed = 0;
+        for _ in 0..20 {
+            passed += u32::from(call(&caller).await.status == 200);
+        }
+        assert_eq!(passed, passes, "{tenant}");
+    }
+    // A principal's own, beside his tenant's.
+    let caller = service.tenant_and_caller("other").await;
+    let id = format!("api-key:{}", &caller.token()[3..19]);
+    service.stop().await;
+    world.pass(10);
+    let own = keyfold::http::Rates { requests_per_sec: 1, ..Default::default() };
+    world.settings.quotas.principals = [(id.parse().unwrap(), own)].into();
+    let service = world.start_without_keeper().await;
+    let caller = service.anonymous().with_token(caller.token());
+    assert_eq!(call(&caller).await.status, 200);
+    assert!(call(&caller).await.problem("rate_limited").contains("principal-requests"));
+    service.stop().await;
+    std::fs::write(file.path(), "[quotas.tenants.\"No Tenant\"]\n").unwrap();
+    let refused = load().unwrap_err().to_string();
+    assert!(refused.contains("No Tenant"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_count_whether_they_are_announced_or_not() {
     let mut world = World::new().await;
     world.settings.quotas.tenant.kib_per_sec = 4;

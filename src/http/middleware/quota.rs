@@ -6,6 +6,10 @@
 //! first, so that one of a tenant's callers who is past his own takes nothing from the others; what is refused costs
 //! nothing.
 
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
+use std::hash::Hash;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,7 +18,8 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http::{HeaderName, HeaderValue};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::clock::Clock;
 use crate::http::problem::{Code, Problem};
@@ -44,6 +49,12 @@ pub struct Rates {
     pub kib_burst: u32,
 }
 
+impl Rates {
+    fn limit(&self) -> bool {
+        self.requests_per_sec > 0 || self.items_per_sec > 0 || self.kib_per_sec > 0
+    }
+}
+
 /// The edge's quotas.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -52,6 +63,26 @@ pub struct QuotaOptions {
     pub tenant: Rates,
     /// For each principal.
     pub principal: Rates,
+    /// For these tenants, in place of [`QuotaOptions::tenant`].
+    #[serde(deserialize_with = "named")]
+    pub tenants: BTreeMap<TenantId, Rates>,
+    /// For these principals, in place of [`QuotaOptions::principal`].
+    #[serde(deserialize_with = "named")]
+    pub principals: BTreeMap<PrincipalId, Rates>,
+}
+
+fn named<'de, D, K>(deserializer: D) -> Result<BTreeMap<K, Rates>, D::Error>
+where
+    D: Deserializer<'de>,
+    K: FromStr<Err: Display> + Ord,
+{
+    let rates = BTreeMap::<String, Rates>::deserialize(deserializer)?;
+    let parse = |(name, rates): (String, Rates)| {
+        let parsed =
+            name.parse().map_err(|error| D::Error::custom(format_args!("quotas: {name:?}: {error}")));
+        Ok((parsed?, rates))
+    };
+    rates.into_iter().map(parse).collect()
 }
 
 /// One kind of thing that is counted.
@@ -80,10 +111,30 @@ struct Limits<K> {
     pieces: Counted<K>,
 }
 
+/// The limits of all of a kind, and of those who have their own.
+struct Shares<K> {
+    all: Limits<K>,
+    own: HashMap<K, Limits<K>>,
+}
+
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> Shares<K> {
+    fn new(rates: &Rates, own: &BTreeMap<K, Rates>, names: [&'static str; 3], clock: &Clock) -> Self {
+        let limits = |rates| Limits::new(rates, names, clock);
+        Self {
+            all: limits(rates),
+            own: own.iter().map(|(key, rates)| (key.clone(), limits(rates))).collect(),
+        }
+    }
+
+    fn of(&self, key: &K) -> &Limits<K> {
+        self.own.get(key).unwrap_or(&self.all)
+    }
+}
+
 /// Everybody's buckets.
 pub(in crate::http) struct Quotas {
-    tenants: Limits<TenantId>,
-    principals: Limits<PrincipalId>,
+    tenants: Shares<TenantId>,
+    principals: Shares<PrincipalId>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -101,7 +152,7 @@ struct Shown {
     standing: Standing,
 }
 
-impl<K: std::hash::Hash + Eq + Clone + Send + Sync + 'static> Limits<K> {
+impl<K: Hash + Eq + Clone + Send + Sync + 'static> Limits<K> {
     fn new(rates: &Rates, names: [&'static str; 3], clock: &Clock) -> Self {
         let counted = |name, unit, amount, burst| {
             let rate = Rate::new(amount, Duration::from_secs(1), burst);
@@ -149,16 +200,16 @@ impl<K: std::hash::Hash + Eq + Clone + Send + Sync + 'static> Limits<K> {
 impl Quotas {
     /// None where nothing is limited.
     pub(in crate::http) fn new(options: &QuotaOptions, clock: &Clock) -> Option<Self> {
-        let limits =
-            |rates: &Rates| rates.requests_per_sec > 0 || rates.items_per_sec > 0 || rates.kib_per_sec > 0;
-        if !limits(&options.tenant) && !limits(&options.principal) {
+        let QuotaOptions { tenant, principal, tenants, principals } = options;
+        let mut all = [tenant, principal].into_iter().chain(tenants.values()).chain(principals.values());
+        if !all.any(Rates::limit) {
             return None;
         }
-        let tenant = ["tenant-requests", "tenant-items", "tenant-bytes"];
-        let principal = ["principal-requests", "principal-items", "principal-bytes"];
+        let tenant_names = ["tenant-requests", "tenant-items", "tenant-bytes"];
+        let principal_names = ["principal-requests", "principal-items", "principal-bytes"];
         Some(Self {
-            tenants: Limits::new(&options.tenant, tenant, clock),
-            principals: Limits::new(&options.principal, principal, clock),
+            tenants: Shares::new(tenant, tenants, tenant_names, clock),
+            principals: Shares::new(principal, principals, principal_names, clock),
         })
     }
 }
@@ -201,8 +252,8 @@ impl Tab {
     pub(in crate::http) fn flowed(&self, bytes: u64) {
         let cost = self.unannounced(bytes);
         if let Some((tenant, principal)) = lock(&self.0.payer).as_ref() {
-            self.0.quotas.principals.owe(principal, cost);
-            self.0.quotas.tenants.owe(tenant, cost);
+            self.0.quotas.principals.of(principal).owe(principal, cost);
+            self.0.quotas.tenants.of(tenant).owe(tenant, cost);
         }
     }
 
@@ -232,7 +283,8 @@ impl Tab {
         let payer = lock(&self.0.payer);
         let Some((tenant, principal)) = payer.as_ref() else { return Ok(()) };
         let mut shown = lock(&self.0.shown);
-        let Quotas { principals, tenants } = &*self.0.quotas;
+        let (principals, tenants) =
+            (self.0.quotas.principals.of(principal), self.0.quotas.tenants.of(tenant));
         let taken = principals.take(principal, cost, &mut shown).and_then(|()| {
             tenants.take(tenant, cost, &mut shown).inspect_err(|_| principals.give_back(principal, cost))
         });

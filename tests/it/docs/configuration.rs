@@ -12,6 +12,8 @@ const PROBE: &str = "is_no_setting";
 
 /// The least that an entry of each list or map of tables has to hold.
 const ENTRIES: &[(&str, &str)] = &[
+    ("quotas.tenants.NAME", "[quotas.tenants.acme]\n"),
+    ("quotas.principals.NAME", "[quotas.principals.\"api-key:x\"]\n"),
     ("context[]", "[[context]]\nsource = \"tenant\"\nname = \"n\"\nbind = \"message\"\n"),
     ("access.roles.NAME", "[access.roles.r]\nverbs = [\"encrypt\"]\n"),
     ("access.roles.NAME.context[]", "[[access.roles.r.context]]\nname = \"n\"\nvalues = [\"v\"]\n"),

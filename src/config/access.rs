@@ -189,6 +189,10 @@ pub struct IssuerSettings {
     /// The claim that names the subject. Default `sub`.
     pub principal_claim: Option<String>,
     /// The claim that names tenants.
+    /// How many tokens with an unknown key may wait for such a fetch at once. Less than `http.in_flight_max`. Default
+    /// 32.
+    #[serde(default = "unknown_key_waiting_max")]
+    pub unknown_key_waiting_max: usize,
     pub tenants_claim: Option<String>,
     /// What a tenant's words in it begin with. Default nothing.
     #[serde(default)]
@@ -247,6 +251,10 @@ fn secs<const SECS: u64>() -> u64 {
 }
 
 type Parsed<T> = Result<T, ConfigError>;
+
+fn unknown_key_waiting_max() -> usize {
+    32
+}
 
 fn invalid<T>(place: &str, problem: impl std::fmt::Display) -> Parsed<T> {
     Err(ConfigError::Invalid(format!("{place}: {problem}")))
@@ -441,18 +449,19 @@ impl IssuerSettings {
             );
         }
         let algorithms = jwt::algorithms(&self.algorithms).or_else(|error| invalid(place, error))?;
-        for (what, secs) in [
+        for (what, number) in [
             ("keys_refresh_secs", self.keys_refresh_secs),
             ("keys_stale_secs_max", self.keys_stale_secs_max),
             ("unknown_key_secs_min", self.unknown_key_secs_min),
             ("fetch_secs_max", self.fetch_secs_max),
         ] {
-            if secs == 0 {
+            if number == 0 {
                 return invalid(place, format_args!("{what} is 0: use 1 or more"));
             }
         }
         let url = |text: &str| jwt::key_url(text, self.allow_http).or_else(|error| invalid(place, error));
         let jwks_url = self.jwks_url.as_deref().map(url).transpose()?;
+            ("unknown_key_waiting_max", self.unknown_key_waiting_max as u64),
         if jwks_url.is_none() {
             url(&self.issuer)?;
         }
@@ -487,6 +496,7 @@ impl IssuerSettings {
             roles_claim: words(&self.roles_claim, &self.roles_prefix)?,
             required_claims: self.required_claims.iter().map(required).collect::<Parsed<_>>()?,
             holding: holding(place, rules, &self.tenants, &self.roles, &self.verbs)?,
+            unknown_key_waiting_max: self.unknown_key_waiting_max,
         })
     }
 }

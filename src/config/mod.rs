@@ -500,6 +500,16 @@ impl Settings {
         Ok(())
     }
 
+        // Tokens that anybody can forge wait so for an issuer that hangs: the rest of the places stays free.
+        let places = self.http.in_flight_max;
+        let waits = |issuer: &&IssuerSettings| issuer.unknown_key_waiting_max >= places;
+        if let Some(issuer) = self.access.issuers.iter().find(waits) {
+            return Err(ConfigError::Invalid(format!(
+                "access.issuers: unknown_key_waiting_max of '{}' is {}: use less than http.in_flight_max, which is \
+                 {places}",
+                issuer.name, issuer.unknown_key_waiting_max
+            )));
+        }
     /// The edge's options.
     pub fn edge(&self) -> crate::http::Options {
         crate::http::Options {

@@ -8,6 +8,7 @@ use envelope::text as envelope_text;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 
+use crate::pki::Authority;
 use crate::program::{Program, keyfold, keyfold_reading};
 
 const PASSPHRASE: (&str, &str) = ("KEYFOLD_KEYRING_PASSPHRASE", "correct horse battery staple");
@@ -387,4 +388,76 @@ fn output_that_nobody_reads_is_no_error_and_output_that_is_lost_is_one() {
     let full = shell(format!("{binary} openapi > /dev/full"));
     assert_eq!(full.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&full.stderr).contains("could not be written"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_tells_whether_the_service_lives_and_speaks_as_it_is_configured() {
+    let folder = tempfile::tempdir().unwrap();
+    let health = |program: &Program, arguments: &[&str], variables: &[(&str, &str)]| {
+        let listen = program.address.to_string();
+        let variables = [&[("KEYFOLD_LISTEN", listen.as_str())], variables].concat();
+        keyfold(folder.path(), &[&["health"], arguments].concat(), &variables)
+    };
+    let program = Program::serve(folder.path(), &["--dev"], &[]).await;
+    assert_eq!(health(&program, &[], &[]).ok(), "live\n");
+    let (everywhere, here) = (format!("0.0.0.0:{}", program.address.port()), program.address.to_string());
+    assert_eq!(keyfold(folder.path(), &["health"], &[("KEYFOLD_LISTEN", &everywhere)]).ok(), "live\n");
+    assert_eq!(keyfold(folder.path(), &["health", "--listen", &here], &[]).ok(), "live\n");
+    health(&program, &["--tls-self-signed"], &[]).refused();
+    program.stop().await;
+    let said = keyfold(folder.path(), &["health"], &[("KEYFOLD_LISTEN", &here)]).refused();
+    assert!(said.contains("nothing listens on") && said.contains(&here), "{said}");
+
+    let program = Program::serve(folder.path(), &["--dev", "--tls-self-signed"], &[]).await;
+    assert_eq!(health(&program, &["--tls-self-signed"], &[]).ok(), "live\n");
+    assert_eq!(health(&program, &[], &[("KEYFOLD_TLS__SELF_SIGNED", "true")]).ok(), "live\n");
+    health(&program, &[], &[]).refused();
+    program.stop().await;
+
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    servers.server(1).write(folder.path(), "server");
+    std::fs::write(folder.path().join("clients.pem"), &clients.pem).unwrap();
+    let settings = |demand: &str, version_min: &str| {
+        format!(
+            r#"
+            [http]
+            trusted_proxies = ["127.0.0.0/8"]
+            source_from = "proxy-protocol-v2"
+            [tls]
+            certificate_file = "server.pem"
+            key_file = "server-key.pem"
+            version_min = "{version_min}"
+            client_certificates = "{demand}"
+            client_ca_file = "clients.pem"
+            "#
+        )
+    };
+    let file = folder.path().join("keyfold.toml");
+    for (demand, version_min) in [("required", "1.2"), ("required", "1.3"), ("optional", "1.2")] {
+        std::fs::write(&file, settings(demand, version_min)).unwrap();
+        let program = Program::serve(folder.path(), &["--dev", "--config", "keyfold.toml"], &[]).await;
+        assert_eq!(health(&program, &["--config", "keyfold.toml"], &[]).ok(), "live\n", "{demand}");
+        // Without the header of a load balancer nobody is spoken to.
+        health(&program, &["--tls-self-signed"], &[]).refused();
+        program.stop().await;
+    }
+}
+
+/// Something else that listens there, or a service that is not well.
+#[test]
+fn health_takes_no_other_answer_for_life() {
+    for answer in ["HTTP/1.1 503 Service Unavailable\r\n\r\n", "HTTP/1.1 2", "SSH-2.0-OpenSSH_10.0\r\n", ""] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut head = [0; 16];
+            std::io::Read::read_exact(&mut connection, &mut head).unwrap();
+            std::io::Write::write_all(&mut connection, answer.as_bytes()).unwrap();
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let said = keyfold(folder.path(), &["health", "--listen", &address], &[]).refused();
+        assert!(said.contains(&address), "{said}");
+        server.join().unwrap();
+    }
 }

@@ -140,7 +140,7 @@ fn connect_options(options: &SqliteOptions) -> SqliteConnectOptions {
         // beyond the end of a damaged page.
         .pragma("trusted_schema", "OFF")
         .pragma("cell_size_check", "ON")
-        // Our own errors and metrics tell what happened; a line for each statement would cost more than it.
+        // Our own errors tell what happened; a line for each statement would cost more than it.
         .disable_statement_logging()
 }
 

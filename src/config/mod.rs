@@ -335,11 +335,14 @@ pub struct RegistrySettings {
     /// How long what is in memory of tenants, keys and API keys serves on while the registry does not answer, in
     /// seconds. Default 3,600.
     pub stale_secs_max: u64,
+    /// How many keys a tenant may have. Default 1,000.
+    pub tenant_keys_max: u64,
 }
 
 impl Default for RegistrySettings {
     fn default() -> Self {
-        Self { file: None, stale_secs_max: 3_600 }
+        let tenant_keys_max = crate::operations::TENANT_KEYS_MAX;
+        Self { file: None, stale_secs_max: 3_600, tenant_keys_max }
     }
 }
 
@@ -497,9 +500,6 @@ impl Settings {
         }
         self.tls.check()?;
         self.access.rules()?;
-        Ok(())
-    }
-
         // Tokens that anybody can forge wait so for an issuer that hangs: the rest of the places stays free.
         let places = self.http.in_flight_max;
         let waits = |issuer: &&IssuerSettings| issuer.unknown_key_waiting_max >= places;
@@ -510,6 +510,9 @@ impl Settings {
                 issuer.name, issuer.unknown_key_waiting_max
             )));
         }
+        Ok(())
+    }
+
     /// The edge's options.
     pub fn edge(&self) -> crate::http::Options {
         crate::http::Options {

@@ -184,6 +184,10 @@ impl Store for SqliteStore {
         tenants::keys(self, tenant, after, limit).await
     }
 
+    async fn count_keys(&self, tenant: &TenantId) -> Result<u64, StoreError> {
+        tenants::count_keys(self, tenant).await
+    }
+
     async fn update_key(&self, record: &KeyRecord) -> Result<(), StoreError> {
         tenants::update_key(self, record).await
     }
@@ -281,6 +285,14 @@ impl Store for SqliteStore {
 
     async fn revoke_api_key(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
         api_keys::revoke(self, id, now).await
+    }
+
+    async fn release_api_key(&self, id: &str, tenant: &TenantId) -> Result<(), StoreError> {
+        api_keys::release(self, id, tenant).await
+    }
+
+    async fn count_api_keys(&self, tenant: &TenantId, now: Timestamp) -> Result<u64, StoreError> {
+        api_keys::count(self, tenant, now).await
     }
 
     async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError> {

@@ -29,7 +29,8 @@ async fn a_first_start_with_dev_makes_all_that_is_needed_and_shows_the_token_onc
         assert_eq!(mode(&data.join(file)), 0o600, "{file}");
     }
     let log = program.log();
-    assert!(log.contains(&token) && log.contains("curl http://127.0.0.1:") && log.contains("/docs"), "{log}");
+    assert!(log.contains(&token) && log.contains("/docs"), "{log}");
+    assert!(pasted(folder.path(), &log).starts_with(r#"{"ciphertext":"kf1."#));
     let caller = program.dev_caller(&data);
     let ciphertext = caller.encrypt(b"hello", &json!({"record": "42"})).await;
     // It may do everything.
@@ -72,6 +73,42 @@ async fn dev_takes_a_folder_and_a_kek_and_says_when_the_kek_is_another_one_than_
         let ran = keyfold(folder.path(), wrong, &[]);
         assert_eq!(ran.0.status.code(), Some(2), "{}", ran.err());
     }
+}
+
+/// What the command prints that the log shows for trying out.
+fn pasted(folder: &Path, log: &str) -> String {
+    let shown = log.lines().find_map(|line| line.trim_start().starts_with("curl ").then_some(line));
+    let shown = shown.unwrap_or_else(|| panic!("no command to try: {log}"));
+    let ran = std::process::Command::new("sh").args(["-c", shown]).current_dir(folder).output().unwrap();
+    assert!(ran.status.success(), "{shown}: {}", String::from_utf8_lossy(&ran.stderr));
+    String::from_utf8(ran.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_that_a_first_start_shows_trusts_the_certificate_that_it_has_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::serve(folder.path(), &["--dev", "--tls-self-signed"], &[]).await;
+    assert!(pasted(folder.path(), &program.log()).starts_with(r#"{"ciphertext":"kf1."#));
+    program.stop().await;
+}
+
+/// What a container is told by the files in docker/ is a configuration.
+#[test]
+fn the_variables_of_the_container_are_settings_that_go_together() {
+    let read =
+        |file: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let text = [read("Dockerfile"), read("docker/compose.yaml")].concat();
+    let variable = |line: &str| {
+        let line = line.trim().strip_prefix("ENV ").unwrap_or(line.trim());
+        let (name, value) = line.split_once(": ").or_else(|| line.split_once('='))?;
+        name.starts_with("KEYFOLD_").then(|| (name.to_owned(), value.to_owned()))
+    };
+    let variables: Vec<(String, String)> = text.lines().filter_map(variable).collect();
+    assert!(variables.len() >= 3, "{variables:?}");
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let said = keyfold(folder.path(), &["check-config"], &variables).ok();
+    assert!(said.contains("0.0.0.0:8600"), "{said}");
 }
 
 /// From nothing to a running service with an encrypted key ring, and everything an operator does with it by hand.

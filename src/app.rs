@@ -141,7 +141,10 @@ impl App {
             Arc::new(AskTheKms(Arc::clone(&kms))),
             audit.clone(),
         );
-        let operations = Arc::new(operations.with_shredding((&settings.shredding).into()));
+        let operations = operations
+            .with_shredding((&settings.shredding).into())
+            .with_tenant_keys_max(settings.registry.tenant_keys_max);
+        let operations = Arc::new(operations);
         let probe = Arc::new(ServiceProbe {
             store: Arc::clone(&store),
             watch,

@@ -304,7 +304,7 @@ impl Verb {
     /// All verbs, in the order in which they are shown.
     pub const ALL: [Self; 5] = [Self::Encrypt, Self::Decrypt, Self::Rewrap, Self::Admin, Self::Operate];
 
-    /// The verb's name, the same in grants, audit records, metrics and the OpenAPI document.
+    /// The verb's name, the same in grants, audit records, routes and the OpenAPI document.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Encrypt => "encrypt",

@@ -141,7 +141,7 @@ pub(super) struct ApiKeys {
     pepper: Pepper,
     rules: Arc<Rules>,
     mark: Arc<Mark>,
-    known: papaya::HashMap<String, Arc<Known>>,
+    known: moka::sync::Cache<String, Arc<Known>>,
     unknown: moka::sync::Cache<String, u64>,
 }
 
@@ -165,7 +165,8 @@ impl ApiKeys {
     ) -> Self {
         let mark = watch.mark(None);
         let unknown = moka::sync::Cache::new(UNKNOWN_IDS_MAX);
-        Self { store, watch, clock, pepper, rules, mark, known: papaya::HashMap::new(), unknown }
+        let known = moka::sync::Cache::new(rules.api_keys_remembered_max);
+        Self { store, watch, clock, pepper, rules, mark, known, unknown }
     }
 
     pub(super) fn pepper(&self) -> &Pepper {
@@ -186,7 +187,7 @@ impl ApiKeys {
     }
 
     fn remembered(&self, id: &str, book: &Arc<Book>) -> Option<Arc<Known>> {
-        let known = self.known.pin().get(id).cloned()?;
+        let known = self.known.get(id)?;
         let current = known.seen_mark == self.mark.now()
             && Arc::ptr_eq(&known.book, book)
             && self.watch.is_current(self.clock.monotonic());
@@ -201,7 +202,7 @@ impl ApiKeys {
             return Err(unknown);
         }
         let Some(record) = self.store.api_key(id).await? else {
-            self.known.pin().remove(id);
+            self.known.invalidate(id);
             self.unknown.insert(id.to_owned(), seen_mark);
             return Err(unknown);
         };
@@ -214,7 +215,7 @@ impl ApiKeys {
             seen_mark,
             book: Arc::clone(book),
         });
-        self.known.pin().insert(id.to_owned(), Arc::clone(&known));
+        self.known.insert(id.to_owned(), Arc::clone(&known));
         Ok(known)
     }
 

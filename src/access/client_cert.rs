@@ -48,31 +48,14 @@ pub struct ClientCertificates {
     remembered: moka::sync::Cache<Fingerprint, Arc<Remembered>>,
 }
 
-/// Authorities, and the lists of what they have revoked.
-struct Trusted(Arc<dyn ClientCertVerifier>);
+/// Authorities, and the lists of what they have revoked. Nothing is believed of them before
+/// [`ClientCertificates::trust`].
+pub struct Trusted(Arc<dyn ClientCertVerifier>);
 
-struct Remembered {
-    outcome: Result<Arc<Principal>, &'static str>,
-    trusted: Arc<Trusted>,
-    /// The grants that the principal was made with.
-    book: Arc<Book>,
-    verified_at: Duration,
-}
-
-impl ClientCertificates {
-    pub(super) fn new(clock: Clock, rules: Arc<Rules>) -> Self {
-        let remembered = moka::sync::Cache::new(REMEMBERED_MAX);
-        Self { clock, rules, trusted: ArcSwapOption::empty(), remembered }
-    }
-
-    /// Believes these authorities (PEM) from now on, but for what they have revoked, and gives the verifier for
-    /// the handshake. With `required`, it refuses clients without a certificate.
-    pub fn trust(
-        &self,
-        authorities: &[u8],
-        revocations: Option<&[u8]>,
-        required: bool,
-    ) -> Result<Arc<dyn ClientCertVerifier>, TrustError> {
+impl Trusted {
+    /// These authorities (PEM), but for what they have revoked. With `required`, the handshake refuses clients
+    /// without a certificate.
+    pub fn parse(authorities: &[u8], revocations: Option<&[u8]>, required: bool) -> Result<Self, TrustError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(authorities) {
             let certificate =
@@ -102,8 +85,32 @@ impl ClientCertificates {
             builder = builder.allow_unauthenticated();
         }
         let verifier = builder.build().map_err(|error| TrustError::Unusable(error.to_string()))?;
-        self.trusted.store(Some(Arc::new(Trusted(Arc::clone(&verifier)))));
-        Ok(verifier)
+        Ok(Self(verifier))
+    }
+
+    /// The verifier for the handshake.
+    pub fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+        Arc::clone(&self.0)
+    }
+}
+
+struct Remembered {
+    outcome: Result<Arc<Principal>, &'static str>,
+    trusted: Arc<Trusted>,
+    /// The grants that the principal was made with.
+    book: Arc<Book>,
+    verified_at: Duration,
+}
+
+impl ClientCertificates {
+    pub(super) fn new(clock: Clock, rules: Arc<Rules>) -> Self {
+        let remembered = moka::sync::Cache::new(REMEMBERED_MAX);
+        Self { clock, rules, trusted: ArcSwapOption::empty(), remembered }
+    }
+
+    /// Believes these authorities, and no others, from now on.
+    pub fn trust(&self, trusted: Trusted) {
+        self.trusted.store(Some(Arc::new(trusted)));
     }
 
     /// Finds out whose this chain is, the client's own certificate first.

@@ -100,6 +100,13 @@ impl<V: PermitVerb> Permit<V> {
     }
 }
 
+impl Permit<AdminOf> {
+    /// Whether who was given leave may administer this tenant too.
+    pub fn administers(&self, tenant: &TenantId) -> bool {
+        self.principal.administers(tenant)
+    }
+}
+
 /// Leave to administer the service: it names no tenant, and is no leave to use anybody's keys.
 pub struct Operate {
     principal: Arc<Principal>,
@@ -172,9 +179,13 @@ impl Principal {
         })
     }
 
+    fn administers(&self, tenant: &TenantId) -> bool {
+        self.holds(Verb::Admin, tenant) || self.may(Verb::Operate)
+    }
+
     /// Leave to administer this tenant: for who holds it with the verb `admin`, and for who operates the service.
     pub fn permit_admin(self: &Arc<Self>, tenant: &TenantId) -> Result<Permit<AdminOf>, Forbidden> {
-        if self.holds(Verb::Admin, tenant) || self.may(Verb::Operate) {
+        if self.administers(tenant) {
             return Ok(Permit {
                 principal: Arc::clone(self),
                 tenant: tenant.clone(),

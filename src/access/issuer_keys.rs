@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::AuthenticationError;
@@ -31,6 +31,9 @@ pub(super) struct IssuerKeys {
     set: ArcSwap<KeySet>,
     /// When a token's unknown key last had the issuer asked. Held while it is being asked: one at a time.
     asked_at: Mutex<Option<Duration>>,
+    /// The places of tokens that wait for the issuer. Whoever knows its name and an audience can forge one, and each
+    /// holds a request's place: while the issuer hangs they must not hold them all.
+    waiting: Semaphore,
 }
 
 #[derive(Default)]
@@ -105,7 +108,8 @@ impl KeySet {
 impl IssuerKeys {
     pub(super) fn new(rule: Arc<IssuerRule>, clock: Clock) -> Result<Self, IssuerError> {
         let client = client(&rule)?;
-        Ok(Self { rule, client, clock, set: ArcSwap::default(), asked_at: Mutex::new(None) })
+        let waiting = Semaphore::new(rule.unknown_key_waiting_max.min(Semaphore::MAX_PERMITS));
+        Ok(Self { rule, client, clock, set: ArcSwap::default(), asked_at: Mutex::new(None), waiting })
     }
 
     pub(super) fn rule(&self) -> &Arc<IssuerRule> {
@@ -123,7 +127,8 @@ impl IssuerKeys {
         set.fetched_at.is_some_and(|at| self.clock.monotonic().saturating_sub(at) < stale_max)
     }
 
-    /// The key with this id for this algorithm, and the epoch that it was found in. One that is not known is asked for at once, if not so lately.
+    /// The key with this id for this algorithm, and the epoch that it was found in. One that is not known is asked for
+    /// at once, if not so lately; where too many wait for that, it is as if the issuer had not answered.
     pub(super) async fn find(
         &self,
         id: Option<&str>,
@@ -134,10 +139,13 @@ impl IssuerKeys {
         if let Some(key) = known {
             return Ok((key, set.epoch));
         }
+        let unavailable = || AuthenticationError::IssuerUnavailable(self.rule.name.clone());
+        let waiting = self.waiting.try_acquire().map_err(|_| unavailable())?;
         self.ask(&set).await;
+        drop(waiting);
         let set = self.set.load_full();
         if !self.believed(&set) {
-            return Err(AuthenticationError::IssuerUnavailable(self.rule.name.clone()));
+            return Err(unavailable());
         }
         let key = set.find(id, algorithm);
         let key = key.ok_or(AuthenticationError::Refused("the token's key is not one of its issuer's"))?;

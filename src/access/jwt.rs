@@ -56,6 +56,8 @@ pub struct IssuerRule {
     pub keys_stale_secs_max: u64,
     /// How often at most tokens with an unknown key may have it asked, in seconds between.
     pub unknown_key_secs_min: u64,
+    /// How many tokens with an unknown key may wait for it at once.
+    pub unknown_key_waiting_max: usize,
     /// How long a fetch may take, in seconds.
     pub fetch_secs_max: u64,
     /// The claim that names the subject.

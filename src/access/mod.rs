@@ -170,6 +170,7 @@ pub enum Forbidden {
 pub struct Access {
     granted: granted::Granted,
     tenant_grants_max: u64,
+    tenant_api_keys_max: u64,
     api_keys: api_key::ApiKeys,
     tokens: jwt::Tokens,
     certificates: Arc<client_cert::ClientCertificates>,
@@ -188,12 +189,12 @@ impl Access {
         let grants: Arc<dyn GrantStore> = Arc::clone(&store) as Arc<dyn Registry>;
         let store: Arc<dyn Store> = store;
         let granted = granted::Granted::new(grants, Arc::clone(&watch), clock.clone());
-        let tenant_grants_max = rules.tenant_grants_max;
+        let (tenant_grants_max, tenant_api_keys_max) = (rules.tenant_grants_max, rules.tenant_api_keys_max);
         let rules = Arc::new(rules);
         let tokens = jwt::Tokens::new(&clock, Arc::clone(&rules))?;
         let certificates = Arc::new(client_cert::ClientCertificates::new(clock.clone(), Arc::clone(&rules)));
         let api_keys = api_key::ApiKeys::new(store, watch, clock, pepper, rules);
-        Ok(Self { granted, tenant_grants_max, api_keys, tokens, certificates })
+        Ok(Self { granted, tenant_grants_max, tenant_api_keys_max, api_keys, tokens, certificates })
     }
 
     /// Finds out who sends this. A bearer token counts more than the connection's certificate; a token that is not
@@ -223,6 +224,11 @@ impl Access {
     /// How many grants of the registry a tenant may have.
     pub fn tenant_grants_max(&self) -> u64 {
         self.tenant_grants_max
+    }
+
+    /// How many API keys that are neither revoked nor expired a tenant may have.
+    pub fn tenant_api_keys_max(&self) -> u64 {
+        self.tenant_api_keys_max
     }
 
     /// The client certificates that are believed.

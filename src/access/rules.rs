@@ -34,6 +34,10 @@ pub struct Rules {
     pub certificate_recheck_secs: u64,
     /// How many grants of the registry a tenant may have. Default 1,000.
     pub tenant_grants_max: u64,
+    /// How many API keys that are neither revoked nor expired a tenant may have. Default 10,000.
+    pub tenant_api_keys_max: u64,
+    /// How many API keys are remembered. Default 100,000.
+    pub api_keys_remembered_max: u64,
 }
 
 /// What tokens may cost.

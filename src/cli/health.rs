@@ -1,38 +1,29 @@
 //! `keyfold health`: asks a running service whether it lives, for a container that has no shell and no curl.
 
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::SocketAddr;
 
-use anyhow::{Context as _, bail};
+use clap::Args;
 
-use super::output;
+use super::{apply, output};
 use crate::config::Settings;
+use crate::http::alive;
 
-const PATIENCE: Duration = Duration::from_secs(2);
-
-/// Asks `/live` where the settings say that the service listens.
-pub(super) fn run(settings: &Settings) -> anyhow::Result<()> {
-    let address = reachable(settings.listen);
-    let mut connection = TcpStream::connect_timeout(&address, PATIENCE)
-        .with_context(|| format!("nothing listens on {address}: is the service running?"))?;
-    connection.set_read_timeout(Some(PATIENCE))?;
-    connection.write_all(b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut head = [0; 12];
-    connection.read_exact(&mut head).context("the service does not answer")?;
-    if head != *b"HTTP/1.1 200" {
-        bail!("the service on {address} does not say that it lives");
-    }
-    output::line("live");
-    Ok(())
+#[derive(Args)]
+pub(super) struct HealthArgs {
+    /// Where the service listens, if it was started with --listen.
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// The service was started with --tls-self-signed.
+    #[arg(long)]
+    tls_self_signed: bool,
 }
 
-/// A service that listens everywhere is asked on loopback.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
+/// Asks `/live` where the settings say that the service listens, and as they say that it speaks.
+pub(super) fn run(mut settings: Settings, args: &HealthArgs) -> anyhow::Result<()> {
+    apply(&mut settings, args.listen);
+    settings.tls.self_signed |= args.tls_self_signed;
+    let tls = settings.tls.options(settings.listen, &settings.data_dir);
+    alive::ask(settings.listen, tls.as_ref(), &settings.http.server().proxies)?;
+    output::line("live");
+    Ok(())
 }

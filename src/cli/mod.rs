@@ -91,7 +91,7 @@ enum Command {
     /// Print the OpenAPI document.
     Openapi,
     /// Ask the service that runs here whether it lives; for health checks of containers.
-    Health,
+    Health(health::HealthArgs),
     /// Check the configuration, and say what it amounts to.
     CheckConfig,
 }
@@ -143,7 +143,7 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
         Command::Jobs(command) => block_on(jobs::run(&common.settings(variables)?, command, variables)),
         Command::Inspect(args) => inspect::run(&args),
         Command::Openapi => openapi::run(),
-        Command::Health => health::run(&common.settings(variables)?),
+        Command::Health(args) => health::run(common.settings(variables)?, &args),
         Command::CheckConfig => check_config::run(&common.settings(variables)?),
     }
 }

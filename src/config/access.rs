@@ -37,6 +37,10 @@ pub struct AccessSettings {
     pub certificate_recheck_secs: u64,
     /// How many grants of the registry a tenant may have. Default 1,000.
     pub tenant_grants_max: u64,
+    /// How many API keys that are neither revoked nor expired a tenant may have. Default 10,000.
+    pub tenant_api_keys_max: u64,
+    /// How many API keys are remembered. Default 100,000.
+    pub api_keys_remembered_max: u64,
     /// The longest token that is looked at, in bytes. Default 8,192.
     pub token_bytes_max: usize,
     /// How many verified tokens are remembered. Default 4,096.
@@ -57,6 +61,8 @@ impl Default for AccessSettings {
             issuers: vec![],
             certificate_recheck_secs: 60,
             tenant_grants_max: 1_000,
+            tenant_api_keys_max: 10_000,
+            api_keys_remembered_max: 100_000,
             token_bytes_max: tokens.token_bytes_max,
             tokens_remembered_max: tokens.tokens_remembered_max,
             token_remembered_secs_max: tokens.token_remembered_secs_max,
@@ -183,6 +189,10 @@ pub struct IssuerSettings {
     /// How long between two fetches that tokens with an unknown key cause, in seconds. Default 10.
     #[serde(default = "secs::<10>")]
     pub unknown_key_secs_min: u64,
+    /// How many tokens with an unknown key may wait for such a fetch at once. Less than `http.in_flight_max`. Default
+    /// 32.
+    #[serde(default = "unknown_key_waiting_max")]
+    pub unknown_key_waiting_max: usize,
     /// How long a fetch may take, in seconds. Default 5.
     #[serde(default = "secs::<5>")]
     pub fetch_secs_max: u64,
@@ -242,6 +252,10 @@ fn claimable_verbs() -> Vec<String> {
     [Verb::Encrypt, Verb::Decrypt, Verb::Rewrap].map(|verb| verb.name().to_owned()).to_vec()
 }
 
+fn unknown_key_waiting_max() -> usize {
+    32
+}
+
 fn secs<const SECS: u64>() -> u64 {
     SECS
 }
@@ -284,6 +298,8 @@ impl AccessSettings {
             roles: named,
             certificate_recheck_secs: self.certificate_recheck_secs,
             tenant_grants_max: self.tenant_grants_max,
+            tenant_api_keys_max: self.tenant_api_keys_max,
+            api_keys_remembered_max: self.api_keys_remembered_max,
             tokens: TokenLimits {
                 token_bytes_max: self.token_bytes_max,
                 tokens_remembered_max: self.tokens_remembered_max,
@@ -441,13 +457,14 @@ impl IssuerSettings {
             );
         }
         let algorithms = jwt::algorithms(&self.algorithms).or_else(|error| invalid(place, error))?;
-        for (what, secs) in [
+        for (what, number) in [
             ("keys_refresh_secs", self.keys_refresh_secs),
             ("keys_stale_secs_max", self.keys_stale_secs_max),
             ("unknown_key_secs_min", self.unknown_key_secs_min),
+            ("unknown_key_waiting_max", self.unknown_key_waiting_max as u64),
             ("fetch_secs_max", self.fetch_secs_max),
         ] {
-            if secs == 0 {
+            if number == 0 {
                 return invalid(place, format_args!("{what} is 0: use 1 or more"));
             }
         }
@@ -479,6 +496,7 @@ impl IssuerSettings {
             keys_refresh_secs: self.keys_refresh_secs,
             keys_stale_secs_max: self.keys_stale_secs_max,
             unknown_key_secs_min: self.unknown_key_secs_min,
+            unknown_key_waiting_max: self.unknown_key_waiting_max,
             fetch_secs_max: self.fetch_secs_max,
             principal_claim: path(self.principal_claim.as_deref().unwrap_or("sub"))?,
             tenants_claim: words(&self.tenants_claim, &self.tenants_prefix)?,

@@ -335,11 +335,14 @@ pub struct RegistrySettings {
     /// How long what is in memory of tenants, keys and API keys serves on while the registry does not answer, in
     /// seconds. Default 3,600.
     pub stale_secs_max: u64,
+    /// How many keys a tenant may have. Default 1,000.
+    pub tenant_keys_max: u64,
 }
 
 impl Default for RegistrySettings {
     fn default() -> Self {
-        Self { file: None, stale_secs_max: 3_600 }
+        let tenant_keys_max = crate::operations::TENANT_KEYS_MAX;
+        Self { file: None, stale_secs_max: 3_600, tenant_keys_max }
     }
 }
 
@@ -497,6 +500,16 @@ impl Settings {
         }
         self.tls.check()?;
         self.access.rules()?;
+        // Tokens that anybody can forge wait so for an issuer that hangs: the rest of the places stays free.
+        let places = self.http.in_flight_max;
+        let waits = |issuer: &&IssuerSettings| issuer.unknown_key_waiting_max >= places;
+        if let Some(issuer) = self.access.issuers.iter().find(waits) {
+            return Err(ConfigError::Invalid(format!(
+                "access.issuers: unknown_key_waiting_max of '{}' is {}: use less than http.in_flight_max, which is \
+                 {places}",
+                issuer.name, issuer.unknown_key_waiting_max
+            )));
+        }
         Ok(())
     }
 

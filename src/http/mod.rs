@@ -8,6 +8,7 @@
 //! ```
 //! A route cannot be declared without its limits and its guard: `Route` has no defaults.
 
+pub mod alive;
 mod bulk;
 mod connection;
 mod handlers;

@@ -20,14 +20,27 @@ use utoipa_swagger_ui::SwaggerUi;
 use super::problem::{Code, ProblemBody};
 
 const BEARER: &str = "bearer";
+const CERTIFICATE: &str = "clientCertificate";
 
 /// What every document begins with.
 pub(super) fn base() -> OpenApi {
     let scheme = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .bearer_format("API key: kf_<id>_<secret>")
-        .description(Some("An API key. It is bound to tenants, and its verbs are granted one by one."))
+        .bearer_format("API key (kf_<id>_<secret>) or JWT")
+        .description(Some(
+            "An API key, which is bound to tenants, and whose verbs are granted one by one; or a token (JWT) of an \
+             issuer that the service is configured to believe. It counts more than the connection's certificate.",
+        ))
         .build();
+    let certificate = SecurityScheme::MutualTls {
+        description: Some(
+            "A client certificate of an authority that the service is configured to believe (tls.client_ca_file), and \
+             that a rule under access.certificates is for."
+                .to_owned(),
+        ),
+        deprecated: None,
+        extensions: None,
+    };
     let info = InfoBuilder::new()
         .title("keyfold")
         .version("v1")
@@ -43,6 +56,7 @@ pub(super) fn base() -> OpenApi {
     );
     let components = ComponentsBuilder::new()
         .security_scheme(BEARER, SecurityScheme::Http(scheme))
+        .security_scheme(CERTIFICATE, certificate)
         .schema(problem_name, problem_schema)
         .build();
     // In the order in which a reader wants them.
@@ -64,7 +78,10 @@ pub(super) fn add_problems(paths: &mut Paths, credential: bool, body: bool, prob
             let mut codes = problems.to_vec();
             if credential {
                 codes.extend([Code::Unauthenticated, Code::IssuerUnavailable, Code::AuditUnavailable]);
-                operation.security = Some(vec![SecurityRequirement::new(BEARER, Vec::<String>::new())]);
+                // Either will do.
+                let either = [BEARER, CERTIFICATE];
+                let either = either.map(|scheme| SecurityRequirement::new(scheme, Vec::<String>::new()));
+                operation.security = Some(either.to_vec());
             }
             if body && has_body {
                 codes.extend([Code::TooLarge, Code::UnsupportedMediaType]);

@@ -62,6 +62,14 @@ impl Proxies {
         self.trusted.iter().any(|network| network.contains(&address))
     }
 
+    /// What a connection from this address to the listener begins with, when it speaks for nobody but itself: nothing,
+    /// unless the address is one of theirs and they send PROXY protocol headers.
+    pub(super) fn header_of_their_own(&self, from: IpAddr) -> &'static [u8] {
+        // LOCAL, with no addresses.
+        const LOCAL: &[u8; 16] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+        if self.told_by == Some(ToldBy::ProxyProtocolV2) && self.trust(from) { LOCAL } else { &[] }
+    }
+
     /// Puts the [`Source`] into a request whose trusted peer has sent a `Forwarded` header.
     pub fn read_forwarded(&self, headers: &HeaderMap, extensions: &mut Extensions) {
         if self.told_by != Some(ToldBy::Forwarded) {

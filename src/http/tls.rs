@@ -21,7 +21,7 @@ use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
-use crate::access::client_cert::{ClientCertificates, TrustError};
+use crate::access::client_cert::{ClientCertificates, TrustError, Trusted};
 use crate::clock::Clock;
 
 use self_signed::SelfSigned;
@@ -150,8 +150,11 @@ impl Tls {
             }
         };
         let files = read_files(&source, options.clients.as_ref())?;
-        let config = build(&options, &files, &clock, &certificates)?;
-        let config = RustlsConfig::from_config(Arc::new(config));
+        let built = build(&options, &files, &clock)?;
+        if let Some(clients) = built.clients {
+            certificates.trust(clients);
+        }
+        let config = RustlsConfig::from_config(Arc::new(built.config));
         Ok(Self { source, options, clock, certificates, config, files: Mutex::new(files) })
     }
 
@@ -163,8 +166,12 @@ impl Tls {
         if *present == files {
             return Ok(false);
         }
-        let config = build(&self.options, &files, &self.clock, &self.certificates)?;
-        self.config.reload_from_config(Arc::new(config));
+        let built = build(&self.options, &files, &self.clock)?;
+        // Nothing fails from here on: requests are judged by the authorities that handshakes go by.
+        if let Some(clients) = built.clients {
+            self.certificates.trust(clients);
+        }
+        self.config.reload_from_config(Arc::new(built.config));
         *present = files;
         Ok(true)
     }
@@ -237,12 +244,14 @@ fn warn_if_loose(key: &Path) {
     }
 }
 
-fn build(
-    options: &Options,
-    files: &Files,
-    clock: &Clock,
-    certificates: &ClientCertificates,
-) -> Result<ServerConfig, TlsError> {
+/// What files make, before any of it is used.
+struct Built {
+    config: ServerConfig,
+    /// Whose client certificates are believed; none where none are asked for.
+    clients: Option<Trusted>,
+}
+
+fn build(options: &Options, files: &Files, clock: &Clock) -> Result<Built, TlsError> {
     let (certificate_file, key_file) = match &options.identity {
         Identity::Files { certificate, key } => (certificate.as_path(), key.as_path()),
         Identity::SelfSigned { certificate, .. } => (certificate.as_path(), Path::new("in memory")),
@@ -261,17 +270,16 @@ fn build(
     let versions: &[&SupportedProtocolVersion] = if options.tls12 { &[&TLS13, &TLS12] } else { &[&TLS13] };
     let builder = ServerConfig::builder_with_details(provider, Arc::new(ClockTime(clock.clone())))
         .with_protocol_versions(versions)?;
-    let builder = match (&options.clients, &files.ca) {
-        (Some(clients), Some(ca)) => {
-            // The same verifier looks again at every request: see access::client_cert.
-            let crls = files.crl.as_deref();
-            builder.with_client_cert_verifier(certificates.trust(ca, crls, clients.required)?)
-        }
-        _ => builder.with_client_cert_verifier(WebPkiClientVerifier::no_client_auth()),
+    let clients = match (&options.clients, &files.ca) {
+        (Some(clients), Some(ca)) => Some(Trusted::parse(ca, files.crl.as_deref(), clients.required)?),
+        _ => None,
     };
+    // The same verifier looks again at every request: see access::client_cert.
+    let verifier = clients.as_ref().map_or_else(WebPkiClientVerifier::no_client_auth, Trusted::verifier);
+    let builder = builder.with_client_cert_verifier(verifier);
     let mut config = builder.with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+    Ok(Built { config, clients })
 }
 
 /// The service's clock, for rustls.

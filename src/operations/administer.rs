@@ -157,6 +157,13 @@ impl Operations {
         let made = async {
             check_policy(&policy)?;
             self.tenant(permit).await?;
+            let (max, count) = (self.tenant_keys_max, self.store.count_keys(permit.tenant()).await?);
+            if count >= max {
+                return Err(OperationError::Conflict(format!(
+                    "the tenant has {count} keys, and registry.tenant_keys_max allows {max}: use one that is there; \
+                     the encryption context tells records apart"
+                )));
+            }
             let record = new_key(permit.tenant().clone(), name, policy, self.clock.now());
             let inserted = self.store.insert_key(&record).await;
             inserted.map_err(|error| taken(error, "key", record.name.as_str()))?;
@@ -229,8 +236,14 @@ impl Operations {
             if !tenants.contains(permit.tenant()) {
                 tenants.push(permit.tenant().clone());
             }
+            if tenants.len() > API_KEY_TENANTS_MAX {
+                return Err(OperationError::Invalid(format!(
+                    "an API key holds at most {API_KEY_TENANTS_MAX} tenants"
+                )));
+            }
             caller.may_grant(&tenants, &grant.verbs)?;
             let now = self.clock.now();
+            self.check_api_keys(&tenants, now).await?;
             let new = self.access.new_api_key(&grant.name, tenants, grant.verbs, grant.expires_at, now);
             self.store.insert_api_key(&new.record).await.map_err(|error| match error {
                 StoreError::Missing(what) => OperationError::NotFound(what.to_string()),
@@ -245,17 +258,37 @@ impl Operations {
         self.finish(attempt, made).await
     }
 
-    /// The API keys that hold the permit's tenant.
+    async fn check_api_keys(&self, tenants: &[TenantId], now: Timestamp) -> Result<(), OperationError> {
+        let max = self.access.tenant_api_keys_max();
+        for tenant in tenants {
+            let count = self.store.count_api_keys(tenant, now).await?;
+            if count >= max {
+                return Err(OperationError::Conflict(format!(
+                    "the tenant '{tenant}' has {count} API keys that are neither revoked nor expired, and \
+                     access.tenant_api_keys_max allows {max}: revoke some, or let them expire"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The API keys that hold the permit's tenant; of their other tenants those that the caller administers too.
     pub async fn list_api_keys(
         &self,
         permit: &Permit<AdminOf>,
         page: Page<String>,
     ) -> Result<Vec<ApiKeyRecord>, OperationError> {
         self.tenant(permit).await?;
-        Ok(self.store.api_keys(Some(permit.tenant()), page.after.as_deref(), page.limit).await?)
+        let mut records =
+            self.store.api_keys(Some(permit.tenant()), page.after.as_deref(), page.limit).await?;
+        for record in &mut records {
+            record.tenants.retain(|tenant| permit.administers(tenant));
+        }
+        Ok(records)
     }
 
-    /// Revokes an API key that holds the permit's tenant.
+    /// Revokes an API key that holds the permit's tenant. One that holds tenants which the caller does not administer
+    /// goes on for them, and no longer holds this one: to him it is revoked.
     pub async fn revoke_api_key(
         &self,
         permit: &Permit<AdminOf>,
@@ -278,7 +311,13 @@ impl Operations {
             let mut record =
                 record.filter(|record| record.tenants.contains(permit.tenant())).ok_or_else(missing)?;
             let now = self.clock.now();
-            self.store.revoke_api_key(id, now).await?;
+            if record.tenants.iter().all(|tenant| permit.administers(tenant)) {
+                self.store.revoke_api_key(id, now).await?;
+            } else if record.revoked_at.is_none() {
+                self.store.release_api_key(id, permit.tenant()).await?;
+                record.tenants.retain(|tenant| tenant == permit.tenant());
+            }
+            record.tenants.retain(|tenant| permit.administers(tenant));
             record.revoked_at = record.revoked_at.or(Some(now));
             Ok(record)
         };
@@ -380,11 +419,6 @@ fn check_grant(grant: &ApiKeyGrant, now: Timestamp) -> Result<(), OperationError
         return Err(OperationError::Invalid(
             "an API key without verbs can do nothing: name at least one".to_owned(),
         ));
-    }
-    if grant.tenants.len() > API_KEY_TENANTS_MAX {
-        return Err(OperationError::Invalid(format!(
-            "an API key holds at most {API_KEY_TENANTS_MAX} tenants"
-        )));
     }
     if grant.expires_at.is_some_and(|at| at <= now) {
         return Err(OperationError::Invalid("expires_at is in the past".to_owned()));

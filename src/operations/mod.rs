@@ -46,7 +46,11 @@ pub struct Operations {
     clock: Clock,
     keks: Arc<dyn KekCheck>,
     shredding: ShredOptions,
+    tenant_keys_max: u64,
 }
+
+/// How many keys a tenant may have where nothing else is said.
+pub const TENANT_KEYS_MAX: u64 = 1_000;
 
 /// Whether this service can use a master key: asked before a tenant's ring takes it.
 #[async_trait::async_trait]
@@ -67,12 +71,18 @@ impl Operations {
         audit: Audit,
     ) -> Self {
         let shredding = ShredOptions::default();
-        Self { pool, store, watch, access, audit, clock, keks, shredding }
+        let tenant_keys_max = TENANT_KEYS_MAX;
+        Self { pool, store, watch, access, audit, clock, keks, shredding, tenant_keys_max }
     }
 
     /// The same with other limits for the waiting period of shredding.
     pub fn with_shredding(self, shredding: ShredOptions) -> Self {
         Self { shredding, ..self }
+    }
+
+    /// The same with another limit for how many keys a tenant may have.
+    pub fn with_tenant_keys_max(self, tenant_keys_max: u64) -> Self {
+        Self { tenant_keys_max, ..self }
     }
 
     /// The pool of data keys.

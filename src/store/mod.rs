@@ -66,6 +66,9 @@ pub trait Store: Send + Sync {
         limit: u32,
     ) -> Result<Vec<KeyRecord>, StoreError>;
 
+    /// How many keys a tenant has, whatever became of their data keys.
+    async fn count_keys(&self, tenant: &TenantId) -> Result<u64, StoreError>;
+
     /// Replaces a key's record, as [`Store::update_tenant`] does a tenant's.
     async fn update_key(&self, record: &KeyRecord) -> Result<(), StoreError>;
 
@@ -188,6 +191,13 @@ pub trait Store: Send + Sync {
     /// Marks an API key as revoked from `now` on. An earlier revocation stands. [`StoreError::Missing`] where there
     /// is none.
     async fn revoke_api_key(&self, id: &str, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Takes a tenant out of an API key, which goes on holding its others. [`StoreError::Missing`] where it does not
+    /// hold it.
+    async fn release_api_key(&self, id: &str, tenant: &TenantId) -> Result<(), StoreError>;
+
+    /// How many API keys hold a tenant and are neither revoked nor, at `now`, expired.
+    async fn count_api_keys(&self, tenant: &TenantId, now: Timestamp) -> Result<u64, StoreError>;
 
     /// Which tenants have changed after the change numbered `after` (0 for all): their records, keys, data keys'
     /// states or wrapped forms (but not the making of a data key, nor usage counts). A change of an API key stands

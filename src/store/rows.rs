@@ -242,7 +242,7 @@ pub(super) fn grant<R: Cells>(row: &R) -> Result<GrantRecord, StoreError> {
             created_by: row.text("created_by")?.parse()?,
         })
     };
-    read().map_err(|doubt| StoreError::Unreadable(format!("grants: {doubt}").into()))
+    read().map_err(|doubt| StoreError::Unreadable(format!("a count: {doubt}").into()))
 }
 
 /// A scope as one text: it is read and written whole, and never searched.

@@ -75,6 +75,7 @@ statements! {
         updated_at, version FROM keys WHERE tenant = $1 AND name = $2";
     KEYS = "SELECT tenant, name, status, dek_age_secs_max, dek_messages_max, dek_bytes_max, envelope, created_at, \
         updated_at, version FROM keys WHERE tenant = $1 AND name > $2 ORDER BY name LIMIT $3";
+    COUNT_KEYS = "SELECT COUNT(*) AS count FROM keys WHERE tenant = $1";
 
     INSERT_DEK = "INSERT INTO deks (id, tenant, key_name, bound_context, state, created_at, activated_at, \
         retired_at, revoked_at, destroyed_at, messages, bytes, last_sealed_at, last_opened_at) \
@@ -120,6 +121,11 @@ statements! {
         VALUES ($1, $2, $3, $4, $5, $6, $7)";
     INSERT_API_KEY_TENANT = "INSERT INTO api_key_tenants (api_key, tenant) VALUES ($1, $2)";
     REVOKE_API_KEY = "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, $2) WHERE id = $1";
+    RELEASE_API_KEY = "DELETE FROM api_key_tenants WHERE api_key = $1 AND tenant = $2";
+    // Has the trigger tell who remembers it.
+    TOUCH_API_KEY = "UPDATE api_keys SET revoked_at = revoked_at WHERE id = $1";
+    COUNT_API_KEYS = "SELECT COUNT(*) AS count FROM api_key_tenants h JOIN api_keys held ON held.id = h.api_key \
+        WHERE h.tenant = $1 AND held.revoked_at IS NULL AND (held.expires_at IS NULL OR held.expires_at > $2)";
     API_KEY = select_api_keys!("(SELECT * FROM api_keys WHERE id = $1)");
     API_KEYS = select_api_keys!("(SELECT * FROM api_keys WHERE id > $1 ORDER BY id LIMIT $2)");
     API_KEYS_OF_TENANT = select_api_keys!("(SELECT held.* FROM api_key_tenants h \

@@ -93,7 +93,7 @@ async fn there_and_back(weight: &'static str) {
     assert_eq!((world.kms.generates(), world.kms.unwraps()), (1, 1));
 
     // Each row's ciphertexts in the place of the row before: none opens, though most values look alike.
-    let bodies = opening(fields.iter().zip(ciphertexts.iter().cycle().skip(7)).step_by(2));
+    let bodies = opening(fields.iter().zip(ciphertexts.iter().cycle().skip(7)));
     for (status, answer) in post_all(service.address, &token, "/v1/decrypt", bodies).await {
         assert_eq!((status, &answer["code"]), (422, &json!("context_mismatch")), "{answer}");
         assert!(answer["plaintext"].is_null());

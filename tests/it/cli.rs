@@ -8,6 +8,7 @@ use envelope::text as envelope_text;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 
+use crate::pki::Authority;
 use crate::program::{Program, keyfold, keyfold_reading};
 
 const PASSPHRASE: (&str, &str) = ("KEYFOLD_KEYRING_PASSPHRASE", "correct horse battery staple");
@@ -28,7 +29,8 @@ async fn a_first_start_with_dev_makes_all_that_is_needed_and_shows_the_token_onc
         assert_eq!(mode(&data.join(file)), 0o600, "{file}");
     }
     let log = program.log();
-    assert!(log.contains(&token) && log.contains("curl http://127.0.0.1:") && log.contains("/docs"), "{log}");
+    assert!(log.contains(&token) && log.contains("/docs"), "{log}");
+    assert!(pasted(folder.path(), &log).starts_with(r#"{"ciphertext":"kf1."#));
     let caller = program.dev_caller(&data);
     let ciphertext = caller.encrypt(b"hello", &json!({"record": "42"})).await;
     // It may do everything.
@@ -71,6 +73,42 @@ async fn dev_takes_a_folder_and_a_kek_and_says_when_the_kek_is_another_one_than_
         let ran = keyfold(folder.path(), wrong, &[]);
         assert_eq!(ran.0.status.code(), Some(2), "{}", ran.err());
     }
+}
+
+/// What the command prints that the log shows for trying out.
+fn pasted(folder: &Path, log: &str) -> String {
+    let shown = log.lines().find_map(|line| line.trim_start().starts_with("curl ").then_some(line));
+    let shown = shown.unwrap_or_else(|| panic!("no command to try: {log}"));
+    let ran = std::process::Command::new("sh").args(["-c", shown]).current_dir(folder).output().unwrap();
+    assert!(ran.status.success(), "{shown}: {}", String::from_utf8_lossy(&ran.stderr));
+    String::from_utf8(ran.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_that_a_first_start_shows_trusts_the_certificate_that_it_has_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::serve(folder.path(), &["--dev", "--tls-self-signed"], &[]).await;
+    assert!(pasted(folder.path(), &program.log()).starts_with(r#"{"ciphertext":"kf1."#));
+    program.stop().await;
+}
+
+/// What a container is told by the files in docker/ is a configuration.
+#[test]
+fn the_variables_of_the_container_are_settings_that_go_together() {
+    let read =
+        |file: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let text = [read("Dockerfile"), read("docker/compose.yaml")].concat();
+    let variable = |line: &str| {
+        let line = line.trim().strip_prefix("ENV ").unwrap_or(line.trim());
+        let (name, value) = line.split_once(": ").or_else(|| line.split_once('='))?;
+        name.starts_with("KEYFOLD_").then(|| (name.to_owned(), value.to_owned()))
+    };
+    let variables: Vec<(String, String)> = text.lines().filter_map(variable).collect();
+    assert!(variables.len() >= 3, "{variables:?}");
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let said = keyfold(folder.path(), &["check-config"], &variables).ok();
+    assert!(said.contains("0.0.0.0:8600"), "{said}");
 }
 
 /// From nothing to a running service with an encrypted key ring, and everything an operator does with it by hand.
@@ -387,4 +425,76 @@ fn output_that_nobody_reads_is_no_error_and_output_that_is_lost_is_one() {
     let full = shell(format!("{binary} openapi > /dev/full"));
     assert_eq!(full.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&full.stderr).contains("could not be written"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_tells_whether_the_service_lives_and_speaks_as_it_is_configured() {
+    let folder = tempfile::tempdir().unwrap();
+    let health = |program: &Program, arguments: &[&str], variables: &[(&str, &str)]| {
+        let listen = program.address.to_string();
+        let variables = [&[("KEYFOLD_LISTEN", listen.as_str())], variables].concat();
+        keyfold(folder.path(), &[&["health"], arguments].concat(), &variables)
+    };
+    let program = Program::serve(folder.path(), &["--dev"], &[]).await;
+    assert_eq!(health(&program, &[], &[]).ok(), "live\n");
+    let (everywhere, here) = (format!("0.0.0.0:{}", program.address.port()), program.address.to_string());
+    assert_eq!(keyfold(folder.path(), &["health"], &[("KEYFOLD_LISTEN", &everywhere)]).ok(), "live\n");
+    assert_eq!(keyfold(folder.path(), &["health", "--listen", &here], &[]).ok(), "live\n");
+    health(&program, &["--tls-self-signed"], &[]).refused();
+    program.stop().await;
+    let said = keyfold(folder.path(), &["health"], &[("KEYFOLD_LISTEN", &here)]).refused();
+    assert!(said.contains("nothing listens on") && said.contains(&here), "{said}");
+
+    let program = Program::serve(folder.path(), &["--dev", "--tls-self-signed"], &[]).await;
+    assert_eq!(health(&program, &["--tls-self-signed"], &[]).ok(), "live\n");
+    assert_eq!(health(&program, &[], &[("KEYFOLD_TLS__SELF_SIGNED", "true")]).ok(), "live\n");
+    health(&program, &[], &[]).refused();
+    program.stop().await;
+
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    servers.server(1).write(folder.path(), "server");
+    std::fs::write(folder.path().join("clients.pem"), &clients.pem).unwrap();
+    let settings = |demand: &str, version_min: &str| {
+        format!(
+            r#"
+            [http]
+            trusted_proxies = ["127.0.0.0/8"]
+            source_from = "proxy-protocol-v2"
+            [tls]
+            certificate_file = "server.pem"
+            key_file = "server-key.pem"
+            version_min = "{version_min}"
+            client_certificates = "{demand}"
+            client_ca_file = "clients.pem"
+            "#
+        )
+    };
+    let file = folder.path().join("keyfold.toml");
+    for (demand, version_min) in [("required", "1.2"), ("required", "1.3"), ("optional", "1.2")] {
+        std::fs::write(&file, settings(demand, version_min)).unwrap();
+        let program = Program::serve(folder.path(), &["--dev", "--config", "keyfold.toml"], &[]).await;
+        assert_eq!(health(&program, &["--config", "keyfold.toml"], &[]).ok(), "live\n", "{demand}");
+        // Without the header of a load balancer nobody is spoken to.
+        health(&program, &["--tls-self-signed"], &[]).refused();
+        program.stop().await;
+    }
+}
+
+/// Something else that listens there, or a service that is not well.
+#[test]
+fn health_takes_no_other_answer_for_life() {
+    for answer in ["HTTP/1.1 503 Service Unavailable\r\n\r\n", "HTTP/1.1 2", "SSH-2.0-OpenSSH_10.0\r\n", ""] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut head = [0; 16];
+            std::io::Read::read_exact(&mut connection, &mut head).unwrap();
+            std::io::Write::write_all(&mut connection, answer.as_bytes()).unwrap();
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let said = keyfold(folder.path(), &["health", "--listen", &address], &[]).refused();
+        assert!(said.contains(&address), "{said}");
+        server.join().unwrap();
+    }
 }

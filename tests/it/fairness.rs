@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::caller::Caller;
-use crate::service::World;
+use crate::service::{KEK, World};
 
 /// A call that is in flight for as long as this is kept: its head is sent, its body never. Or what the service says
 /// instead of asking for the body.
@@ -90,4 +90,30 @@ async fn a_flood_of_one_tenants_calls_leaves_room_for_the_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_one_tenants_transfers_leaves_room_for_the_others() {
     one_tenant_leaves_room("application/octet-stream", |http| http.transfers_max = 8).await;
+}
+
+/// Administration has places of its own, and only so many: a KMS that hangs under it does not stop the data plane.
+#[tokio::test(flavor = "multi_thread")]
+async fn administration_calls_beyond_their_places_are_refused_and_data_calls_go_on() {
+    let mut world = World::new().await;
+    world.settings.http.admin_in_flight_max = 1;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let sealed = caller.encrypt(b"hello", &json!({})).await;
+    let arrived = world.kms.calls();
+    world.kms.hold();
+    let slow = caller.clone();
+    let made = tokio::task::JoinSet::from_iter([async move {
+        slow.post("/v1/tenants", &json!({"tenant": "beta", "keks": [{"kek": KEK}]})).await
+    }]);
+    world.kms.arrived(arrived + 1).await;
+    let refused = caller.get("/v1/tenants").await;
+    refused.problem("overloaded");
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(caller.decrypt(&sealed, &json!({})).await, b"hello");
+    caller.encrypt(b"hello", &json!({})).await;
+    world.kms.release();
+    made.join_all().await.pop().unwrap().ok(201);
+    caller.get("/v1/tenants").await.ok(200);
+    service.stop().await;
 }

@@ -8,6 +8,8 @@ use keyfold::tenant::Verb;
 use serde_json::{Value, json};
 
 use crate::caller::{Answer, Caller};
+use crate::pki::Authority;
+use crate::program::keyfold;
 use crate::service::{Service, World};
 use crate::tokens::{Idp, Signer, issuer};
 
@@ -260,4 +262,49 @@ fn explain_says_what_the_service_would_do_and_why() {
     assert!(!allowed && text.contains("asks for the context pair \"purpose\""), "{text}");
     let (allowed, text) = explain(&["--key", "billing", "--tenant", "evil"]);
     assert!(!allowed, "{text}");
+}
+
+#[test]
+fn explain_reads_a_client_certificate_and_says_whose_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let clients = Authority::new("clients");
+    let issue = |serial: u64, names: &[&str], file: &str| {
+        let issued = clients.client(serial, names, 86_400);
+        issued.write(folder.path(), file);
+        issued.fingerprint
+    };
+    issue(2, &["spiffe://example.org/ns/billing/sa/api"], "by-uri");
+    issue(3, &["other.example.org", "worker.example.org"], "by-dns");
+    let fingerprint = issue(4, &[], "by-fingerprint");
+    issue(5, &["stranger.example.org"], "stranger");
+    let rule =
+        |who: &str| format!("[[access.certificates]]\n{who}\ntenants = [\"acme\"]\nverbs = [\"encrypt\"]\n");
+    let rules = [
+        rule("uri = \"spiffe://example.org/ns/billing/*\""),
+        rule("dns = \"worker.example.org\"\nprincipal = \"worker\""),
+        rule(&format!("sha256 = \"{fingerprint}\"\nprincipal = \"pinned\"")),
+    ];
+    std::fs::write(folder.path().join("keyfold.toml"), rules.concat()).unwrap();
+    let explain = |file: &str, verb: &str, tenant: &str| {
+        let arguments = ["--config", "keyfold.toml", "access", "explain", "--certificate", file];
+        let asked = ["--verb", verb, "--tenant", tenant];
+        keyfold(folder.path(), &[&arguments[..], &asked].concat(), &[])
+    };
+    for (file, principal) in [
+        ("by-uri.pem", "cert:spiffe://example.org/ns/billing/sa/api\n"),
+        ("by-dns.pem", "cert:worker\n"),
+        ("by-fingerprint.pem", "cert:pinned\n"),
+    ] {
+        let said = explain(file, "encrypt", "acme").ok();
+        assert!(said.contains(principal) && said.ends_with("allowed\n"), "{said}");
+        for (verb, tenant) in [("decrypt", "acme"), ("encrypt", "evil")] {
+            let ran = explain(file, verb, tenant);
+            assert_eq!(ran.0.status.code(), Some(1));
+            assert!(ran.err().contains("refused"), "{}", ran.err());
+        }
+    }
+    let said = explain("stranger.pem", "encrypt", "acme").refused();
+    assert!(said.contains("no rule") && said.contains("stranger.example.org"), "{said}");
+    assert!(explain("by-uri-key.pem", "encrypt", "acme").refused().contains("no certificate in PEM"));
+    assert!(explain("nothing.pem", "encrypt", "acme").refused().contains("cannot be read"));
 }

@@ -138,7 +138,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("csv", &["cli"]),
     Guarded("moka", &["quota", "access", "pool"]),
     Guarded("arc_swap", &["access", "pool"]),
-    Guarded("papaya", &["access", "kms", "pool", "store"]),
+    Guarded("papaya", &["kms", "pool", "store"]),
     Guarded("axum", &["http", "app"]),
     Guarded("axum_server", &["http"]),
     Guarded("http_body", &["http"]),

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use keyfold::config::AuditFileSettings;
+use keyfold::tenant::Verb;
+use serde_json::{Value, json};
 
 use crate::caller::receive;
 use crate::contract::{DOCUMENT, PROBLEMS};
@@ -65,7 +67,8 @@ fn every_operation_says_what_it_does_and_every_answer_has_a_shape() {
             assert!(content.values().all(|content| content["schema"].is_object()), "{name} {status}");
         }
         if path.starts_with("/v1/") {
-            assert_eq!(operation["security"], serde_json::json!([{"bearer": []}]), "{name}");
+            let either = json!([{"bearer": []}, {"clientCertificate": []}]);
+            assert_eq!(operation["security"], either, "{name}");
             for status in ["401", "403", "500", "503", "504"] {
                 assert!(responses.contains_key(status), "{name} does not document {status}");
             }
@@ -109,21 +112,94 @@ fn every_problem_has_an_example_and_every_code_is_documented_somewhere() {
     }
 }
 
-/// So that the page shows a request that can be sent as it is.
+/// So that the page shows a request that can be sent as it is, and an answer that could come.
 #[test]
-fn every_field_of_a_request_has_an_example_a_choice_or_a_shape_of_its_own() {
+fn every_field_has_an_example_a_choice_or_a_shape_of_its_own() {
+    for (name, schema) in DOCUMENT["components"]["schemas"].as_object().unwrap() {
+        let parts = schema["allOf"].as_array().cloned().unwrap_or_else(|| vec![schema.clone()]);
+        for (field, property) in parts.iter().filter_map(|part| part["properties"].as_object()).flatten() {
+            let named = ["$ref", "oneOf", "items", "example", "default"];
+            assert!(named.iter().any(|word| !property[word].is_null()), "{name}.{field} has no example");
+            assert_fits(&format!("{name}.{field}"), property);
+        }
+    }
+}
+
+/// An example is of the property's type and form.
+fn assert_fits(name: &str, property: &Value) {
+    let example = &property["example"];
+    if example.is_null() {
+        return;
+    }
+    let kind = match example {
+        Value::String(_) => "string",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::Array(_) => "array",
+        _ => "object",
+    };
+    let types = &property["type"];
+    assert!(types == kind || types.as_array().is_some_and(|types| types.contains(&json!(kind))), "{name}");
+    if let (Some(text), Some(pattern)) = (example.as_str(), property["pattern"].as_str()) {
+        assert!(regex::Regex::new(pattern).unwrap().is_match(text), "{name}: {text} is not of its form");
+    }
+}
+
+#[test]
+fn every_field_of_a_request_is_described_and_no_other_is_taken() {
     for (name, schema) in DOCUMENT["components"]["schemas"].as_object().unwrap() {
         if !name.ends_with("Request") {
             continue;
         }
         for (field, property) in schema["properties"].as_object().unwrap() {
-            let named = ["$ref", "oneOf", "items", "example", "default"];
-            assert!(named.iter().any(|word| !property[word].is_null()), "{name}.{field} has no example");
             let described =
                 property["description"].is_string() || property["oneOf"][0]["description"].is_string();
             assert!(described, "{name}.{field} is not described");
         }
         assert_eq!(schema["additionalProperties"], false, "{name}: unknown fields are refused");
+    }
+}
+
+#[test]
+fn the_document_names_every_kind_of_credential() {
+    let schemes = &DOCUMENT["components"]["securitySchemes"];
+    assert_eq!(
+        (&schemes["bearer"]["type"], &schemes["bearer"]["scheme"]),
+        (&json!("http"), &json!("bearer"))
+    );
+    for words in ["kf_<id>_<secret>", "JWT"] {
+        assert!(schemes["bearer"]["bearerFormat"].as_str().unwrap().contains(words), "{words}");
+    }
+    assert_eq!(schemes["clientCertificate"]["type"], "mutualTLS");
+}
+
+/// Whoever has seen a verb's name in a grant finds it in the document, in the code and in the audit.
+#[tokio::test]
+async fn a_verb_has_one_name_in_grants_routes_operation_ids_files_and_the_audit() {
+    let mut world = World::new().await;
+    world.settings.audit.file = Some(AuditFileSettings::default());
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let ciphertext = caller.encrypt(b"hello", &json!({})).await;
+    for verb in [Verb::Decrypt, Verb::Rewrap] {
+        caller.post(&format!("/v1/{}", verb.name()), &json!({"ciphertext": ciphertext})).await.ok(200);
+    }
+    service.stop().await;
+    let trail = std::fs::read_to_string(world.settings.audit_file()).unwrap();
+    let records = trail.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let recorded: Vec<Value> =
+        records.filter(|record| record["event"] == "call").map(|record| record["what"].clone()).collect();
+    let verbs = [Verb::Encrypt, Verb::Decrypt, Verb::Rewrap];
+    assert_eq!(recorded, verbs.map(|verb| json!(verb.name())));
+    for verb in verbs.map(Verb::name) {
+        assert_eq!(DOCUMENT["paths"][format!("/v1/{verb}")]["post"]["operationId"], verb);
+        for room in ["http/handlers", "operations"] {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/{room}/{verb}.rs"));
+            let code =
+                std::fs::read_to_string(&file).unwrap_or_else(|_| panic!("{} is missing", file.display()));
+            assert!(code.contains(&format!("async fn {verb}(")), "{} has no {verb}", file.display());
+        }
     }
 }
 

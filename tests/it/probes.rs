@@ -241,6 +241,10 @@ impl Store for FaultyStore {
         self.answers()?.keys(tenant, after, limit).await
     }
 
+    async fn count_keys(&self, tenant: &TenantId) -> Result<u64, StoreError> {
+        self.answers()?.count_keys(tenant).await
+    }
+
     async fn update_key(&self, record: &KeyRecord) -> Result<(), StoreError> {
         self.answers()?.update_key(record).await
     }
@@ -334,6 +338,14 @@ impl Store for FaultyStore {
 
     async fn revoke_api_key(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
         self.answers()?.revoke_api_key(id, now).await
+    }
+
+    async fn release_api_key(&self, id: &str, tenant: &TenantId) -> Result<(), StoreError> {
+        self.answers()?.release_api_key(id, tenant).await
+    }
+
+    async fn count_api_keys(&self, tenant: &TenantId, now: Timestamp) -> Result<u64, StoreError> {
+        self.answers()?.count_api_keys(tenant, now).await
     }
 
     async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError> {

@@ -1,18 +1,22 @@
 //! Every operation of the service, well and badly used, with the log turned up as far as it goes: no plaintext, context
-//! value, token or passphrase is found in the log, in an error's answer, or in the files that are not meant for it.
+//! value, token, passphrase, data key or master key is found in the log, in an error's answer, or in the files that are
+//! not meant for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use envelope::text as envelope_text;
+use envelope::{DataKey, DataKeyId, EncryptionContext, KeyMaterial, inspect, open, text as envelope_text};
+use keyfold::kms::kms_context;
+use keyfold::store::Store as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::caller::{Answer, Caller, receive, text};
 use crate::contract::{DOCUMENT, template};
 use crate::program::{Program, keyfold};
+use crate::service::open_registry;
 
 const PLAINTEXT: &str = "plaintext-canary-7f3a9c";
 const CONTEXT: &str = "context-value-canary-51d2e8";
@@ -20,47 +24,66 @@ const PASSPHRASE: &str = "passphrase-canary-c04b77";
 const PEPPER: &str = "pepper-canary-0123456789abcdef0123456789abcdef";
 
 /// What must not be found: as it is, and in the forms in which it could slip through.
-struct Canaries(Vec<(String, Vec<u8>)>);
+#[derive(Default)]
+struct Canaries {
+    /// What each form is of, and the form.
+    forms: Vec<(String, Vec<u8>)>,
+    /// The forms by how they begin: there are too many to look for one by one.
+    by_start: HashMap<[u8; START_BYTES], Vec<usize>>,
+}
+
+/// Every form is longer.
+const START_BYTES: usize = 8;
 
 impl Canaries {
     fn new() -> Self {
-        let mut canaries = Self(vec![]);
+        let mut canaries = Self::default();
         for secret in [PLAINTEXT, CONTEXT, PASSPHRASE, PEPPER] {
-            canaries.add(secret);
+            canaries.add(secret, secret.as_bytes());
         }
         canaries
     }
 
-    fn add(&mut self, secret: &str) {
-        let bytes = secret.as_bytes();
+    fn add(&mut self, name: &str, bytes: &[u8]) {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let list = format!("{bytes:?}");
-        let mut forms = vec![secret.to_owned(), hex.to_uppercase(), hex, list[1..list.len() - 1].to_owned()];
+        self.add_form(name, bytes.to_vec());
+        for text in [&hex.to_uppercase(), &hex, &list[1..list.len() - 1]] {
+            self.add_form(name, text.as_bytes().to_vec());
+        }
         // Base64 of a text that holds it: whatever stands in front shifts it by none, one or two bytes.
         for shift in 0..3 {
             let shifted = [&vec![b' '; shift][..], bytes].concat();
             for encoded in [STANDARD.encode(&shifted), URL_SAFE_NO_PAD.encode(&shifted)] {
                 // The characters at either end depend on what is beside it.
-                forms.push(encoded[4 * usize::from(shift > 0)..encoded.len() / 4 * 4 - 4].to_owned());
+                let form = &encoded[4 * usize::from(shift > 0)..encoded.len() / 4 * 4 - 4];
+                self.add_form(name, form.as_bytes().to_vec());
             }
         }
-        self.0.extend(forms.into_iter().map(|form| (secret.to_owned(), form.into_bytes())));
+    }
+
+    fn add_form(&mut self, name: &str, form: Vec<u8>) {
+        let start = *form.first_chunk().unwrap();
+        self.by_start.entry(start).or_default().push(self.forms.len());
+        self.forms.push((name.to_owned(), form));
     }
 
     /// A token's secret half; the id is public.
     fn add_token(&mut self, token: &str) {
-        self.add(&token[20..]);
+        self.add(token, &token.as_bytes()[20..]);
         let raw = URL_SAFE_NO_PAD.decode(&token[20..]).unwrap();
         let hex: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.0.push((token.to_owned(), hex.into_bytes()));
-        self.0.push((token.to_owned(), raw));
+        self.add_form(token, hex.into_bytes());
+        self.add_form(token, raw);
     }
 
     fn found_in(&self, bytes: &[u8]) -> Option<&str> {
-        // Byte for byte as text, where the standard library searches fast.
-        let text: String = bytes.iter().copied().map(char::from).collect();
-        let holds = |form: &[u8]| text.contains(&form.iter().copied().map(char::from).collect::<String>());
-        self.0.iter().find(|(_, form)| holds(form)).map(|(secret, _)| secret.as_str())
+        let at = |at: usize| {
+            let forms = self.by_start.get(bytes[at..].first_chunk::<START_BYTES>()?)?;
+            let mut forms = forms.iter().map(|form| &self.forms[*form]);
+            forms.find(|(_, form)| bytes[at..].starts_with(form)).map(|(name, _)| name.as_str())
+        };
+        (0..bytes.len()).find_map(at)
     }
 
     #[track_caller]
@@ -77,6 +100,8 @@ impl Canaries {
 /// A caller that remembers which operations it has called with success, and looks at every error.
 struct Suspicious<'a> {
     canaries: &'a Canaries,
+    /// The errors' answers, for the secrets that are not known before the end.
+    refusals: String,
     called: BTreeSet<&'static str>,
 }
 
@@ -92,6 +117,7 @@ impl Suspicious<'_> {
         let (answer, _) = self.send(caller, method, path, body).await;
         assert!((400..500).contains(&answer.status), "{method} {path}: {}", answer.raw);
         self.canaries.assert_absent(answer.raw.as_bytes(), &format!("the answer to {method} {path} {body}"));
+        self.refusals.push_str(&answer.raw);
     }
 
     async fn send(
@@ -300,6 +326,58 @@ async fn misuse_all(sus: &mut Suspicious<'_>, caller: &Caller) {
     sus.fail(&caller.as_tenant(CONTEXT), "post", "/v1/encrypt", &json!({})).await;
 }
 
+/// Every data key in the registry and the KEK that wraps them, in plaintext: opened by hand from the files and the
+/// passphrase, since the program never gives them out.
+async fn unwrapped_keys(data: &Path) -> Vec<(String, [u8; 32])> {
+    let payload = key_ring_payload(&data.join("keyring"));
+    let store = open_registry(&data.join("registry.sqlite")).await;
+    let (mut keys, mut found) = (Vec::new(), BTreeSet::new());
+    for tenant in store.tenants(None, 1_000).await.unwrap() {
+        for key in store.keys(&tenant.id, None, 1_000).await.unwrap() {
+            for stored in store.deks(&tenant.id, &key.name, None, 1_000).await.unwrap() {
+                let id = stored.dek.id;
+                let context = kms_context(&tenant.id, &key.name, id, &stored.dek.scope.bound).unwrap();
+                for form in &stored.wrapped {
+                    let version = inspect(&form.blob).unwrap().dek_id();
+                    // The KEK is where in the payload the 32 bytes stand that open it.
+                    let opened = payload.windows(32).find_map(|candidate| {
+                        let kek = DataKey::new(version, KeyMaterial::from_slice(candidate).unwrap());
+                        let dek = open(&kek, &context, &form.blob).ok()?;
+                        Some((<[u8; 32]>::try_from(candidate).unwrap(), dek))
+                    });
+                    let (kek, dek) = opened.unwrap();
+                    keys.push((format!("data key {id}"), dek.as_slice().try_into().unwrap()));
+                    found.insert((format!("KEK version {version}"), kek));
+                }
+            }
+        }
+    }
+    store.close().await;
+    assert_eq!(found.len(), 1, "one KEK of one version");
+    keys.extend(found);
+    keys
+}
+
+/// What a key ring's file holds, as docs/keyring.md describes it.
+fn key_ring_payload(file: &Path) -> Vec<u8> {
+    let bytes = std::fs::read(file).unwrap();
+    let ends: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] == b'\n').take(3).collect();
+    let bound = std::str::from_utf8(&bytes[..=ends[1]]).unwrap();
+    let number = |name: &str| bound.split_whitespace().find_map(|word| word.strip_prefix(name)).unwrap();
+    let salt = u128::from_str_radix(number("salt="), 16).unwrap().to_be_bytes();
+    let cost = |name: &str| number(name).parse::<u32>().unwrap();
+    let parameters =
+        argon2::Params::new(cost("memory_kib="), cost("passes="), cost("lanes="), Some(32)).unwrap();
+    let mut key = [0; 32];
+    argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, parameters)
+        .hash_password_into(PASSPHRASE.as_bytes(), &salt, &mut key)
+        .unwrap();
+    let key = DataKey::new(DataKeyId::from_bytes(salt), KeyMaterial::from_slice(&key).unwrap());
+    let mut context = EncryptionContext::new();
+    context.insert("keyfold:keyring", bound).unwrap();
+    open(&key, &context, &bytes[ends[2] + 1..]).unwrap().to_vec()
+}
+
 fn files(folder: &Path) -> Vec<std::path::PathBuf> {
     std::fs::read_dir(folder)
         .unwrap()
@@ -337,7 +415,7 @@ async fn no_secret_is_in_the_log_in_an_error_or_in_a_file_that_is_not_meant_for_
             [&secrets[..], &[("KEYFOLD_LOG__FILTER", filter), ("KEYFOLD_LOG__FORMAT", format)]].concat();
         let program = Program::serve(folder.path(), &[], &variables).await;
         let mut tokens = Vec::new();
-        let mut sus = Suspicious { canaries: &canaries, called: BTreeSet::new() };
+        let mut sus = Suspicious { canaries: &canaries, refusals: String::new(), called: BTreeSet::new() };
         let http1 = program.anonymous().with_token(&token);
         for (round, caller) in [http1.clone(), http1.over_http2()].into_iter().enumerate() {
             let round = round + if format == "json" { 0 } else { 2 };
@@ -363,9 +441,19 @@ async fn no_secret_is_in_the_log_in_an_error_or_in_a_file_that_is_not_meant_for_
             log.contains("request refused") && log.contains("keyfold::audit"),
             "the log is not turned up"
         );
+        let refusals = sus.refusals;
         for token in &tokens {
             canaries.add_token(token);
         }
+        let keys = unwrapped_keys(&folder.path().join("keyfold-data")).await;
+        assert!(keys.len() > 10, "new data keys under the policy, and their KEK");
+        for (name, key) in &keys {
+            canaries.add(name, key);
+            // The search finds what a stray {:?} would write.
+            let strays = [format!("key: {key:?}"), format!("key {}", STANDARD.encode(key))];
+            assert!(strays.iter().all(|stray| canaries.found_in(stray.as_bytes()) == Some(name)));
+        }
+        canaries.assert_absent(refusals.as_bytes(), "an error's answer");
         canaries.assert_absent(log.as_bytes(), &format!("the log ({filter})"));
     }
     for file in files(&folder.path().join("keyfold-data")) {

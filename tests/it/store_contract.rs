@@ -57,6 +57,8 @@ macro_rules! store_contract {
             an_api_key_is_inserted_whole_or_not_at_all
             api_keys_come_in_pages_all_of_them_or_one_tenants
             a_revocation_stands
+            an_api_key_loses_a_tenant_and_keeps_the_others
+            keys_and_usable_api_keys_are_counted_for_each_tenant
             changes_tell_whose_records_to_read_again
             what_changes_nothing_is_no_change
             a_closed_store_says_that_it_is_unavailable
@@ -957,6 +959,43 @@ pub(crate) async fn a_revocation_stands<F: Fixture>() {
     assert!(store.api_key("k2").await.unwrap().is_some_and(|found| found.revoked_at.is_none()));
 }
 
+pub(crate) async fn an_api_key_loses_a_tenant_and_keeps_the_others<F: Fixture>() {
+    let (fixture, store) = with_acme::<F>().await;
+    store.insert_tenant(&tenant("beta")).await.unwrap();
+    store.insert_api_key(&api_key("k1", &["acme", "beta"])).await.unwrap();
+    store.insert_api_key(&api_key("k2", &["acme"])).await.unwrap();
+    assert_missing(store.release_api_key("k3", &tenant_id("acme")).await);
+    assert_missing(store.release_api_key("k2", &tenant_id("beta")).await);
+    store.release_api_key("k1", &tenant_id("acme")).await.unwrap();
+    assert_missing(store.release_api_key("k1", &tenant_id("acme")).await);
+    store.close().await;
+    let store = fixture.open().await;
+    assert!(store.api_key("k1").await.unwrap().is_some_and(|found| found == api_key("k1", &["beta"])));
+    assert!(store.api_key("k2").await.unwrap().is_some_and(|found| found == api_key("k2", &["acme"])));
+    let left = store.api_keys(Some(&tenant_id("acme")), None, 10).await.unwrap();
+    assert!(left.iter().map(|key| key.id.as_str()).eq(["k2"]));
+}
+
+pub(crate) async fn keys_and_usable_api_keys_are_counted_for_each_tenant<F: Fixture>() {
+    let (_fixture, store) = with_acme::<F>().await;
+    store.insert_tenant(&tenant("beta")).await.unwrap();
+    store.insert_key(&key("acme", "second")).await.unwrap();
+    for (id, tenants, expires_at) in [
+        ("k1", &["acme", "beta"][..], None),
+        ("k2", &["acme"], Some(at(60))),
+        ("k3", &["acme"], Some(at(61))),
+        ("k4", &["acme"], None),
+    ] {
+        store.insert_api_key(&ApiKeyRecord { expires_at, ..api_key(id, tenants) }).await.unwrap();
+    }
+    store.revoke_api_key("k4", at(5)).await.unwrap();
+    for (tenant, keys, usable) in [("acme", 2, 2), ("beta", 0, 1), ("nobody", 0, 0)] {
+        let tenant = tenant_id(tenant);
+        assert_eq!(store.count_keys(&tenant).await.unwrap(), keys);
+        assert_eq!(store.count_api_keys(&tenant, at(60)).await.unwrap(), usable);
+    }
+}
+
 // ---- changes ----
 
 /// Whose records have changed since the last call, in the order of the changes.
@@ -1040,6 +1079,8 @@ pub(crate) async fn changes_tell_whose_records_to_read_again<F: Fixture>() {
     assert_eq!(changed(&*there, &mut seen).await, [None]);
     store.revoke_api_key("k1", at(9)).await.unwrap();
     assert_eq!(changed(&*there, &mut seen).await, [None]);
+    store.release_api_key("k1", &tenant_id("acme")).await.unwrap();
+    assert_eq!(changed(&*there, &mut seen).await, [None]);
 
     // Each stands once, with its latest change; whoever comes late sees them all, also after reopening.
     store.insert_tenant(&tenant("beta")).await.unwrap();
@@ -1078,6 +1119,7 @@ pub(crate) async fn what_changes_nothing_is_no_change<F: Fixture>() {
     assert_conflict(store.insert_api_key(&api_key("k1", &[])).await);
     assert_missing(store.insert_api_key(&api_key("k2", &["nobody"])).await);
     assert_missing(store.revoke_api_key("k2", at(9)).await);
+    assert_missing(store.release_api_key("k1", &tenant_id("nobody")).await);
     // Usage is flushed every few seconds, and must not make everybody read everything again.
     let usage = Usage {
         id: dek_id(1),

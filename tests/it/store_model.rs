@@ -158,6 +158,10 @@ impl Store for Model {
         Ok(page(of_tenant.map(|((_, name), key)| (name, key)), after, limit))
     }
 
+    async fn count_keys(&self, tenant: &TenantId) -> Result<u64, StoreError> {
+        Ok(self.tables().keys.keys().filter(|(owner, _)| owner == tenant).count() as u64)
+    }
+
     async fn update_key(&self, record: &KeyRecord) -> Result<(), StoreError> {
         let mut tables = self.tables();
         let id = (record.tenant.clone(), record.name.clone());
@@ -382,6 +386,24 @@ impl Store for Model {
         Ok(())
     }
 
+    async fn release_api_key(&self, id: &str, tenant: &TenantId) -> Result<(), StoreError> {
+        let mut tables = self.tables();
+        let key = tables.api_keys.get_mut(id).filter(|key| key.tenants.contains(tenant));
+        let Some(key) = key else { return missing() };
+        key.tenants.retain(|held| held != tenant);
+        tables.note(None);
+        Ok(())
+    }
+
+    async fn count_api_keys(&self, tenant: &TenantId, now: Timestamp) -> Result<u64, StoreError> {
+        let usable = |key: &&ApiKeyRecord| {
+            key.tenants.contains(tenant)
+                && key.revoked_at.is_none()
+                && key.expires_at.is_none_or(|at| at > now)
+        };
+        Ok(self.tables().api_keys.values().filter(usable).count() as u64)
+    }
+
     async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError> {
         let tables = self.tables();
         let mut changes: Vec<_> = tables
@@ -425,6 +447,7 @@ enum Call {
     AddUsage(Vec<Usage>),
     InsertApiKey { id: &'static str, tenants: Vec<&'static str>, verbs: Vec<Verb> },
     RevokeApiKey(&'static str),
+    ReleaseApiKey(&'static str, &'static str),
     Reopen,
 }
 
@@ -522,6 +545,7 @@ fn a_call() -> impl Strategy<Value = Call> {
         2 => (select(&API_KEYS), tenants(), verbs())
             .prop_map(|(id, tenants, verbs)| Call::InsertApiKey { id, tenants, verbs }),
         1 => select(&API_KEYS).prop_map(Call::RevokeApiKey),
+        1 => (select(&API_KEYS), select(&TENANTS)).prop_map(|(id, tenant)| Call::ReleaseApiKey(id, tenant)),
         1 => Just(Call::Reopen),
     ]
 }
@@ -571,6 +595,7 @@ async fn play(store: &dyn Store, call: &Call, now: Timestamp) -> String {
             shown(store.insert_api_key(&record).await)
         }
         Call::RevokeApiKey(id) => shown(store.revoke_api_key(id, now).await),
+        Call::ReleaseApiKey(id, tenant) => shown(store.release_api_key(id, &tenant_id(tenant)).await),
         Call::Reopen => String::new(),
     }
 }
@@ -598,6 +623,8 @@ async fn dump(store: &dyn Store) -> Vec<String> {
                 all.push(shown(store.next_dek(&scope).await));
             }
         }
+        all.push(shown(store.count_keys(&tenant).await));
+        all.push(shown(store.count_api_keys(&tenant, at(50)).await));
         let held = store.api_keys(Some(&tenant), None, 100).await.unwrap();
         all.push(held.into_iter().map(|key| key.id).collect::<Vec<_>>().join(" "));
     }

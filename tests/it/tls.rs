@@ -1,5 +1,6 @@
 //! TLS and client certificates, as clients meet them.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -8,11 +9,19 @@ use std::time::Duration;
 
 use keyfold::config::{CertificateSettings, ClientCertificateDemand, TlsVersion};
 use keyfold::tenant::Verb;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::crypto::aws_lc_rs::kx_group::{X25519, X25519MLKEM768};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
 use crate::caller::Caller;
 use crate::pki::{Authority, Issued};
+use crate::program::Program;
 use crate::service::{Service, World};
 
 struct Tlsed {
@@ -23,6 +32,8 @@ struct Tlsed {
 }
 
 const DAY: i64 = 86_400;
+/// A client's name that the tests' rules know.
+const WORKER: &str = "worker.example.org";
 
 impl Tlsed {
     async fn new() -> Self {
@@ -52,8 +63,27 @@ impl Tlsed {
         };
         self.world.settings.access.certificates = vec![
             rule(Some("spiffe://example.org/ns/billing/*"), None, None),
-            rule(None, Some("worker.example.org"), Some("worker")),
+            rule(None, Some(WORKER), Some("worker")),
         ];
+    }
+
+    /// What a client that offers these groups and the server agree on.
+    fn key_exchange(&self, service: &Service, groups: &[&'static dyn SupportedKxGroup]) -> NamedGroup {
+        let provider = CryptoProvider { kx_groups: groups.to_vec(), ..default_provider() };
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.authority.pem.as_bytes()).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = "localhost".try_into().unwrap();
+        let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut connection = std::net::TcpStream::connect(service.address).unwrap();
+        while client.is_handshaking() {
+            client.complete_io(&mut connection).unwrap();
+        }
+        client.negotiated_key_exchange_group().unwrap().name()
     }
 
     fn caller(&self, service: &Service, own: Option<&Issued>, token: Option<String>) -> Caller {
@@ -70,13 +100,16 @@ async fn clients_speak_http_2_and_1_over_tls_1_3_with_a_key_exchange_that_outliv
     let caller = tlsed.caller(&service, None, Some(token));
     let sealed = caller.encrypt(b"hello", &json!({})).await;
     assert_eq!(caller.decrypt(&sealed, &json!({})).await, b"hello");
-    let shown = s_client(&service, &["-alpn", "h2,http/1.1", "-groups", "X25519MLKEM768:X25519"]);
-    // An OpenSSL before 3.5 knows no hybrid group: what it offers is taken all the same.
-    let shown = shown.unwrap_or_else(|| s_client(&service, &["-alpn", "h2,http/1.1"]).unwrap());
+    let shown = s_client(service.address, &["-alpn", "h2,http/1.1"]).unwrap();
     assert!(shown.contains("TLSv1.3"), "{shown}");
     assert!(shown.contains("ALPN protocol: h2"), "{shown}");
-    assert!(s_client(&service, &["-tls1_2"]).unwrap().contains("TLSv1.2"));
-    assert!(s_client(&service, &["-tls1_1"]).is_none());
+    assert!(s_client(service.address, &["-tls1_2"]).unwrap().contains("TLSv1.2"));
+    assert!(s_client(service.address, &["-tls1_1"]).is_none());
+    let exchange = |groups: &[&'static dyn SupportedKxGroup]| tlsed.key_exchange(&service, groups);
+    assert_eq!(exchange(&[X25519MLKEM768, X25519]), NamedGroup::X25519MLKEM768);
+    assert_eq!(exchange(&[X25519]), NamedGroup::X25519, "who does not know it is served too");
+    let own = default_provider().kx_groups;
+    assert_eq!(exchange(&own), NamedGroup::X25519MLKEM768, "what the service offers where it is the client");
     // Plain HTTP on the TLS port is no HTTP at all.
     let plain = service.anonymous().request(reqwest::Method::GET, "/live").send().await;
     assert!(plain.is_err());
@@ -88,15 +121,15 @@ async fn with_version_min_1_3_tls_1_2_is_refused() {
     let mut tlsed = Tlsed::new().await;
     tlsed.world.settings.tls.version_min = TlsVersion::V13;
     let service = tlsed.world.start().await;
-    assert!(s_client(&service, &["-tls1_3"]).is_some());
-    assert!(s_client(&service, &["-tls1_2"]).is_none());
+    assert!(s_client(service.address, &["-tls1_3"]).is_some());
+    assert!(s_client(service.address, &["-tls1_2"]).is_none());
     service.stop().await;
 }
 
 /// What `openssl s_client` says of a handshake; none where it fails.
-fn s_client(service: &Service, arguments: &[&str]) -> Option<String> {
+fn s_client(address: SocketAddr, arguments: &[&str]) -> Option<String> {
     let mut openssl = Command::new("openssl");
-    openssl.args(["s_client", "-connect", &service.address.to_string()]).args(arguments);
+    openssl.args(["s_client", "-connect", &address.to_string()]).args(arguments);
     let output = openssl.stdin(std::process::Stdio::null()).output().unwrap();
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -107,43 +140,145 @@ async fn a_certificate_is_exchanged_under_load_without_one_failed_request() {
     let service = tlsed.world.start().await;
     service.tenant("acme").await;
     let token = service.token(&["acme"], &[Verb::Encrypt]).await;
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let mut load = tokio::task::JoinSet::new();
-    for kept in [true, true, false, false] {
-        let (stop, done, token) = (Arc::clone(&stop), Arc::clone(&done), token.clone());
-        let (address, authority) = (service.address, tlsed.authority.pem.clone());
-        load.spawn(async move {
-            let mut caller = Caller::over_tls(address, &authority, None, Some(token.clone()));
-            while !stop.load(Ordering::Relaxed) {
-                if !kept {
-                    caller = Caller::over_tls(address, &authority, None, Some(token.clone()));
-                }
-                caller.encrypt(b"x", &json!({})).await;
-                done.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-    }
+    let (address, authority) = (service.address, tlsed.authority.pem.clone());
+    let load = Load::start(move || Caller::over_tls(address, &authority, None, Some(token.clone())));
     let tls = service.tls.clone().unwrap();
     assert!(!tls.reload().unwrap(), "nothing has changed");
     for serial in 2..6 {
-        let before = done.load(Ordering::Relaxed);
         tlsed.authority.server(serial).write(&tlsed.world.path(""), "server");
         assert!(tls.reload().unwrap());
-        while done.load(Ordering::Relaxed) < before + 20 {
-            tokio::task::yield_now().await;
-        }
-        let shown = s_client(&service, &[]).unwrap();
+        load.goes_on().await;
+        let shown = s_client(service.address, &[]).unwrap();
         let own = std::fs::read_to_string(&tlsed.certificate).unwrap();
         assert!(shown.contains(own.trim()), "the new certificate is shown");
     }
     // Half a change, a key that is not the certificate's, changes nothing.
     std::fs::write(&tlsed.key, tlsed.authority.server(9).key).unwrap();
     assert!(tls.reload().unwrap_err().to_string().contains("cannot be used together"));
-    assert!(s_client(&service, &[]).is_some());
-    stop.store(true, Ordering::Relaxed);
-    while let Some(outcome) = load.join_next().await {
-        outcome.unwrap();
+    assert!(s_client(service.address, &[]).is_some());
+    load.stop().await;
+    service.stop().await;
+}
+
+/// Clients that encrypt all the time, on connections that they keep and on new ones, and do not take a failure.
+struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    clients: tokio::task::JoinSet<()>,
+}
+
+impl Load {
+    fn start(connect: impl Fn() -> Caller + Clone + Send + 'static) -> Self {
+        let mut load =
+            Self { stop: Arc::default(), done: Arc::default(), clients: tokio::task::JoinSet::new() };
+        for kept in [true, true, false, false] {
+            let (stop, done, connect) = (Arc::clone(&load.stop), Arc::clone(&load.done), connect.clone());
+            load.clients.spawn(async move {
+                let mut caller = connect();
+                while !stop.load(Ordering::Relaxed) {
+                    if !kept {
+                        caller = connect();
+                    }
+                    caller.encrypt(b"x", &json!({})).await;
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        load
     }
+
+    /// Waits for some more requests.
+    async fn goes_on(&self) {
+        let before = self.done.load(Ordering::Relaxed);
+        while self.done.load(Ordering::Relaxed) < before + 20 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn stop(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(outcome) = self.clients.join_next().await {
+            outcome.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_takes_replaced_files_by_itself_without_one_failed_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (authority, clients, later) =
+        (Authority::new("servers"), Authority::new("clients"), Authority::new("later"));
+    authority.server(1).write(folder.path(), "server");
+    std::fs::write(path("clients.pem"), &clients.pem).unwrap();
+    let settings = format!(
+        r#"
+        [tls]
+        certificate_file = "server.pem"
+        key_file = "server-key.pem"
+        client_certificates = "required"
+        client_ca_file = "clients.pem"
+        reload_secs = 1
+        [[access.certificates]]
+        dns = "{WORKER}"
+        tenants = ["dev"]
+        verbs = ["encrypt"]
+        "#
+    );
+    std::fs::write(path("keyfold.toml"), settings).unwrap();
+    let program = Program::serve(folder.path(), &["--dev", "--config", "keyfold.toml"], &[]).await;
+    let address = program.address;
+    let (own, new) = (clients.client(2, &[WORKER], 3_650 * DAY), later.client(3, &[WORKER], 3_650 * DAY));
+    let (certificate, key) = own.write(folder.path(), "own");
+    let (own, new) = (Arc::new(own), Arc::new(new));
+    let connect = |own: &Arc<Issued>| {
+        let (own, authority) = (Arc::clone(own), authority.pem.clone());
+        move || Caller::over_tls(address, &authority, Some(&own), None)
+    };
+    let load = Load::start(connect(&own));
+    load.goes_on().await;
+    // A client of the next authority does not even get through the handshake yet.
+    let early = connect(&new)().request(reqwest::Method::GET, "/live").send().await;
+    assert!(early.is_err());
+    // One file after the other, as a renewal replaces them: for a moment they do not fit together.
+    std::fs::write(path("clients.pem"), format!("{}{}", clients.pem, later.pem)).unwrap();
+    let (next, _) = authority.server(4).write(folder.path(), "server");
+    let next = std::fs::read_to_string(next).unwrap();
+    let shown = || s_client(address, &["-cert", &text(&certificate), "-key", &text(&key)]).unwrap();
+    let renewed = async {
+        while !shown().contains(next.trim()) {
+            load.goes_on().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), renewed).await.expect("the new certificate is shown");
+    connect(&new)().encrypt(b"x", &json!({})).await;
+    load.goes_on().await;
+    load.stop().await;
+    assert!(program.stop().await.contains("the TLS files have changed"));
+}
+
+#[tokio::test]
+async fn a_reload_that_fails_leaves_the_authorities_too_as_they_were() {
+    let (clients, later) = (Authority::new("clients"), Authority::new("later"));
+    let mut tlsed = Tlsed::new().await;
+    tlsed.with_clients(&clients, ClientCertificateDemand::Required);
+    let service = tlsed.world.start().await;
+    service.tenant("acme").await;
+    let (old, new) = (clients.client(2, &[WORKER], DAY), later.client(3, &[WORKER], DAY));
+    let open = tlsed.caller(&service, Some(&old), None);
+    open.encrypt(b"x", &json!({})).await;
+    // The authorities are exchanged, and the key already is the next certificate's.
+    std::fs::write(tlsed.world.path("clients.pem"), &later.pem).unwrap();
+    let next = tlsed.authority.server(9);
+    std::fs::write(&tlsed.key, &next.key).unwrap();
+    let tls = service.tls.as_ref().unwrap();
+    assert!(tls.reload().unwrap_err().to_string().contains("cannot be used together"));
+    open.encrypt(b"x", &json!({})).await;
+    tlsed.caller(&service, Some(&old), None).encrypt(b"x", &json!({})).await;
+    std::fs::write(&tlsed.certificate, &next.certificate).unwrap();
+    assert!(tls.reload().unwrap());
+    open.try_encrypt(b"x", &json!({})).await.problem("unauthenticated");
+    tlsed.caller(&service, Some(&new), None).encrypt(b"x", &json!({})).await;
     service.stop().await;
 }
 
@@ -166,7 +301,7 @@ async fn a_client_certificate_says_who_calls_by_its_uri_its_dns_name_or_its_fing
     service.tenant("acme").await;
     service.tenant("evil").await;
     let by_uri = clients.client(2, &["spiffe://example.org/ns/billing/sa/api"], DAY);
-    let by_dns = clients.client(3, &["worker.example.org"], DAY);
+    let by_dns = clients.client(3, &[WORKER], DAY);
     for own in [&by_uri, &by_dns, &pinned] {
         let caller = tlsed.caller(&service, Some(own), None);
         caller.encrypt(b"hello", &json!({})).await;
@@ -209,7 +344,7 @@ async fn certificates_of_others_expired_or_revoked_are_refused_in_the_handshake(
     tlsed.world.settings.tls.client_crl_file = Some(crl.clone());
     let service = tlsed.world.start().await;
     service.tenant("acme").await;
-    let names = ["worker.example.org"];
+    let names = [WORKER];
     let try_with = |own: Option<&Issued>| {
         let caller = tlsed.caller(&service, own, None);
         async move { caller.request(reqwest::Method::GET, "/live").send().await.is_ok() }
@@ -243,7 +378,7 @@ async fn a_certificate_that_expires_or_is_revoked_loses_the_connections_it_has()
     tlsed.world.settings.tls.client_crl_file = Some(crl.clone());
     let service = tlsed.world.start().await;
     service.tenant("acme").await;
-    let names = ["worker.example.org"];
+    let names = [WORKER];
     let (short, revoked) = (clients.client(4, &names, 3_600), clients.client(5, &names, DAY));
     let (short, revoked) =
         (tlsed.caller(&service, Some(&short), None), tlsed.caller(&service, Some(&revoked), None));
@@ -289,8 +424,7 @@ async fn curl_python_and_node_come_in_with_a_certificate() {
     tlsed.with_clients(&clients, ClientCertificateDemand::Required);
     let service = tlsed.world.start().await;
     service.tenant("acme").await;
-    let (own, own_key) =
-        clients.client(2, &["worker.example.org"], 3_650 * DAY).write(&tlsed.world.path(""), "own");
+    let (own, own_key) = clients.client(2, &[WORKER], 3_650 * DAY).write(&tlsed.world.path(""), "own");
     let (own, own_key, ca) = (text(&own), text(&own_key), text(&tlsed.world.path("servers.pem")));
     let url = format!("https://localhost:{}/v1/encrypt", service.address.port());
     let body = r#"{"plaintext":"aGVsbG8="}"#;

@@ -1,8 +1,9 @@
 //! Tokens: what is let in, what is not, and what an issuer's troubles do.
 
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -11,9 +12,10 @@ use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use keyfold::config::{IssuerSettings, RoleSettings};
+use keyfold::config::{IssuerSettings, RoleSettings, Settings, Variables};
 use keyfold::http::server::{self, ServerHandle};
 use keyfold::http::tls::{Identity, Options, Tls};
+use keyfold::tenant::Verb;
 use rcgen::{KeyPair, PublicKeyData as _};
 use serde_json::{Value, json};
 
@@ -62,7 +64,8 @@ pub(crate) struct Idp {
 struct Published {
     url: Mutex<String>,
     keys: Mutex<Vec<Value>>,
-    down: std::sync::atomic::AtomicBool,
+    down: AtomicBool,
+    hanging: AtomicBool,
     fetches: AtomicU64,
 }
 
@@ -74,6 +77,9 @@ impl Idp {
         };
         let keys = |State(published): State<Arc<Published>>| async move {
             published.fetches.fetch_add(1, Ordering::SeqCst);
+            if published.hanging.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
             if published.down.load(Ordering::SeqCst) {
                 return (StatusCode::SERVICE_UNAVAILABLE, String::new());
             }
@@ -106,6 +112,10 @@ impl Idp {
 
     fn down(&self, down: bool) {
         self.published.down.store(down, Ordering::SeqCst);
+    }
+
+    fn hang(&self) {
+        self.published.hanging.store(true, Ordering::SeqCst);
     }
 
     fn fetches(&self) -> u64 {
@@ -142,6 +152,42 @@ pub(crate) fn issuer(url: &str) -> IssuerSettings {
     .unwrap()
 }
 
+/// A token that waits for an issuer holds a request's place, and whoever knows the issuer's name can forge it.
+#[tokio::test]
+async fn forged_tokens_do_not_fill_the_service_while_their_issuer_hangs() {
+    let scene = Scene::with(
+        |settings| settings.http.in_flight_max = 8,
+        |issuer| {
+            issuer.unknown_key_waiting_max = 5;
+            issuer.fetch_secs_max = 600;
+        },
+    )
+    .await;
+    scene.let_in(&scene.idp.claims()).await;
+    scene.idp.hang();
+    scene.world.pass(10);
+    let mut forged = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let token = Signer::new("forged").sign(&scene.idp.claims());
+        let caller = Caller::new(scene.service.address, Some(token));
+        forged.spawn(async move { caller.try_encrypt(b"x", &json!({})).await });
+    }
+    for _ in 5..8 {
+        let answer = tokio::time::timeout(Duration::from_secs(20), forged.join_next()).await;
+        let answer = answer.expect("one too many does not wait").unwrap().unwrap();
+        answer.problem("issuer_unavailable");
+        assert!(answer.headers.contains_key("retry-after"));
+    }
+    // Those who are known come in, while the others wait.
+    scene.let_in(&scene.idp.claims()).await;
+    scene.let_in(&scene.idp.with(&json!({"jti": "not remembered"}))).await;
+    let own = scene.service.caller(&["acme"], &[Verb::Encrypt]).await;
+    own.encrypt(b"x", &json!({})).await;
+    assert!(forged.try_join_next().is_none(), "five wait");
+    forged.shutdown().await;
+    scene.service.stop().await;
+}
+
 struct Scene {
     world: World,
     service: Service,
@@ -151,9 +197,14 @@ struct Scene {
 
 impl Scene {
     async fn new(change: impl FnOnce(&mut IssuerSettings)) -> Self {
+        Self::with(|_| {}, change).await
+    }
+
+    async fn with(settings: impl FnOnce(&mut Settings), change: impl FnOnce(&mut IssuerSettings)) -> Self {
         let signer = Signer::new("one");
         let idp = Idp::start(&[&signer]);
         let mut world = World::new().await;
+        settings(&mut world.settings);
         let mut issuer = issuer(&idp.url);
         change(&mut issuer);
         world.settings.access.issuers.push(issuer);
@@ -500,4 +551,19 @@ fn a_configuration_that_would_let_strangers_in_is_refused() {
     refused(json!({"roles": ["nobody"]}), "there is no role");
     refused(json!({"verbs": ["everything"]}), "verb");
     refused(json!({"keys_stale_secs_max": 0}), "keys_stale_secs_max");
+    refused(json!({"unknown_key_waiting_max": 0}), "unknown_key_waiting_max");
+}
+
+#[test]
+fn tokens_that_wait_for_an_issuer_may_take_all_places_but_one() {
+    let load = |in_flight_max: usize| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let issuer =
+            "[[access.issuers]]\nname = \"i\"\nissuer = \"https://i.example\"\naudiences = [\"a\"]\n";
+        std::fs::write(file.path(), format!("[http]\nin_flight_max = {in_flight_max}\n{issuer}")).unwrap();
+        Settings::load(Some(file.path()), &Variables::default())
+    };
+    assert!(load(33).is_ok());
+    let said = load(32).unwrap_err().to_string();
+    assert!(said.contains("unknown_key_waiting_max") && said.contains("http.in_flight_max"), "{said}");
 }

@@ -91,7 +91,7 @@ pub(in crate::http) struct ApiKey {
     /// What people call it.
     #[schema(example = "billing service")]
     name: String,
-    /// The tenants that it holds.
+    /// The tenants that it holds, of those that you administer.
     tenants: Vec<String>,
     /// What it may do with them.
     verbs: Vec<VerbName>,
@@ -100,7 +100,7 @@ pub(in crate::http) struct ApiKey {
     created_at: String,
     /// From when on it is refused.
     expires_at: Option<String>,
-    /// When it was revoked.
+    /// When it was revoked, where you administer it.
     revoked_at: Option<String>,
 }
 
@@ -192,7 +192,8 @@ pub(in crate::http) async fn list(
 
 /// Revoke an API key
 ///
-/// It is refused from now on, by this process at once and by others within seconds. An earlier revocation stands.
+/// It is refused from now on, by this process at once and by others within seconds. An earlier revocation stands. A key
+/// that also holds tenants which you do not administer goes on for them, and no longer holds this one.
 /// Needs the verb `admin` in the tenant, or `operate`.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/api-keys/{id}/revoke", operation_id = "revokeApiKey",
     tag = "administration",

@@ -1,11 +1,15 @@
-//! Which form the names of the interface have: said once, and put at every place where the document has one.
+//! Which form the names of the interface have, and what their values look like: said once, and put at every place where
+//! the document has one.
 //!
 //! A name means the same wherever it stands (`tenant`, `key`, `dek`...), so its form is found by it. What is said here
 //! is what the parsers take: a generated client can check a value before it sends it.
 
+use serde_json::{Value, json};
 use utoipa::openapi::path::{Operation, ParameterIn, Paths};
 use utoipa::openapi::schema::{ArrayItems, Object, SchemaType, Type};
 use utoipa::openapi::{KnownFormat, ObjectBuilder, OpenApi, RefOr, Schema, SchemaFormat};
+
+use crate::http::problem::Code;
 
 /// What a text of some name looks like.
 struct Form {
@@ -35,6 +39,38 @@ fn form(name: &str) -> Option<&'static Form> {
     }
 }
 
+/// What the value of a property of this schema may be, where the property itself does not say.
+fn example(schema: &str, name: &str) -> Option<Value> {
+    let id = "019ad1b2-8c1e-7c3a-9d7e-0123456789ab";
+    let text = match (schema, name) {
+        ("TenantList", "next") => "acme",
+        ("KeyList", "next") => "default",
+        ("ApiKeyList", "next") => "q83vEjRWeJASNFZ4",
+        ("ShredList", "next") => "key:default",
+        (_, "next" | "dek_id" | "from_dek_id" | "to_dek_id") => id,
+        (_, "key") => "default",
+        (_, "ciphertext") => "kf1.S0YBAZrR...",
+        (_, "plaintext") => "aGVsbG8=",
+        (_, "ref") => "row 42",
+        (_, "material") => "0a1b2c3d4e5f60718293a4b5c6d7e8f9",
+        (_, "external_id") => "keyfold-acme",
+        (_, "last_error") => "the KMS cannot be reached for local:main",
+        (_, "advice") => "Rewrap the envelopes, or have the master keys deleted.",
+        (_, "code") => Code::ContextMismatch.name(),
+        (_, "type") => "urn:keyfold:problem:context_mismatch",
+        (_, "title") => Code::ContextMismatch.title(),
+        (_, "detail") => Code::ContextMismatch.example(),
+        (_, "request_id") => "4b1f0a6c9d3e2f10-2a",
+        (_, "status") => return Some(json!(Code::ContextMismatch.status().as_u16())),
+        (_, "failed") => return Some(json!(1)),
+        (_, "changed") => return Some(json!(true)),
+        (_, "retryable" | "rewrap_advised") => return Some(json!(false)),
+        (_, name) if name.ends_with("_at") => "2026-11-23T12:00:00Z",
+        _ => return None,
+    };
+    Some(json!(text))
+}
+
 /// A page begins after what its list is ordered by.
 fn cursor(path: &str) -> Option<&'static Form> {
     match path.rsplit('/').next() {
@@ -48,12 +84,17 @@ fn cursor(path: &str) -> Option<&'static Form> {
 /// Puts the forms into the document.
 pub(in crate::http) fn add(document: &mut OpenApi) {
     add_to_parameters(&mut document.paths);
-    let schemas = document.components.iter_mut().flat_map(|components| components.schemas.values_mut());
-    for schema in schemas {
+    let schemas = document.components.iter_mut().flat_map(|components| &mut components.schemas);
+    for (schema_name, schema) in schemas {
         let RefOr::T(Schema::Object(object)) = schema else { continue };
         for (name, property) in &mut object.properties {
             if let Some(form) = form(name) {
                 put(property, form);
+            }
+            if let RefOr::T(Schema::Object(property)) = property
+                && property.example.is_none()
+            {
+                property.example = example(schema_name, name);
             }
         }
     }

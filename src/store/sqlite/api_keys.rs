@@ -68,3 +68,18 @@ pub(super) async fn revoke(store: &SqliteStore, id: &str, now: Timestamp) -> Res
     }
     Ok(())
 }
+
+pub(super) async fn release(store: &SqliteStore, id: &str, tenant: &TenantId) -> Result<(), StoreError> {
+    let mut change = store.change().await?;
+    let query = sqlx::query(sql::RELEASE_API_KEY).bind(id).bind(tenant.as_str());
+    if query.execute(&mut *change).await.map_err(failure::of)?.rows_affected() == 0 {
+        return Err(StoreError::Missing(format!("API key {id} of tenant {tenant}").into()));
+    }
+    sqlx::query(sql::TOUCH_API_KEY).bind(id).execute(&mut *change).await.map_err(failure::of)?;
+    change.commit().await.map_err(failure::of)
+}
+
+pub(super) async fn count(store: &SqliteStore, tenant: &TenantId, now: Timestamp) -> Result<u64, StoreError> {
+    let query = sqlx::query(sql::COUNT_API_KEYS).bind(tenant.as_str()).bind(now.unix_ms());
+    rows::counted(&query.fetch_one(&store.readers).await.map_err(failure::of)?)
+}

@@ -140,7 +140,7 @@ fn connect_options(options: &SqliteOptions) -> SqliteConnectOptions {
         // beyond the end of a damaged page.
         .pragma("trusted_schema", "OFF")
         .pragma("cell_size_check", "ON")
-        // Our own errors and metrics tell what happened; a line for each statement would cost more than it.
+        // Our own errors tell what happened; a line for each statement would cost more than it.
         .disable_statement_logging()
 }
 
@@ -182,6 +182,10 @@ impl Store for SqliteStore {
         limit: u32,
     ) -> Result<Vec<KeyRecord>, StoreError> {
         tenants::keys(self, tenant, after, limit).await
+    }
+
+    async fn count_keys(&self, tenant: &TenantId) -> Result<u64, StoreError> {
+        tenants::count_keys(self, tenant).await
     }
 
     async fn update_key(&self, record: &KeyRecord) -> Result<(), StoreError> {
@@ -281,6 +285,14 @@ impl Store for SqliteStore {
 
     async fn revoke_api_key(&self, id: &str, now: Timestamp) -> Result<(), StoreError> {
         api_keys::revoke(self, id, now).await
+    }
+
+    async fn release_api_key(&self, id: &str, tenant: &TenantId) -> Result<(), StoreError> {
+        api_keys::release(self, id, tenant).await
+    }
+
+    async fn count_api_keys(&self, tenant: &TenantId, now: Timestamp) -> Result<u64, StoreError> {
+        api_keys::count(self, tenant, now).await
     }
 
     async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError> {

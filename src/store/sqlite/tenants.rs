@@ -175,6 +175,11 @@ pub(super) async fn keys(
     rows::keys(&found)
 }
 
+pub(super) async fn count_keys(store: &SqliteStore, tenant: &TenantId) -> Result<u64, StoreError> {
+    let query = sqlx::query(sql::COUNT_KEYS).bind(tenant.as_str());
+    rows::counted(&query.fetch_one(&store.readers).await.map_err(failure::of)?)
+}
+
 pub(super) async fn update_key(store: &SqliteStore, record: &KeyRecord) -> Result<(), StoreError> {
     let mut change = store.change().await?;
     let updated = sqlx::query(sql::UPDATE_KEY)

@@ -124,3 +124,20 @@ async fn keys_are_listed_by_name_within_their_tenant() {
     admin.get("/v1/tenants/emil/keys").await.ok(200);
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_has_so_many_keys_and_no_more() {
+    let mut world = World::new().await;
+    world.settings.registry.tenant_keys_max = 3;
+    let service = world.start().await;
+    let admin = service.tenant_and_caller("acme").await;
+    service.tenant("emil").await;
+    // With the one that a tenant begins with.
+    for key in ["second", "third"] {
+        admin.post("/v1/tenants/acme/keys", &json!({"key": key})).await.ok(201);
+    }
+    let said = admin.post("/v1/tenants/acme/keys", &json!({"key": "fourth"})).await.problem("conflict");
+    assert!(said.contains("registry.tenant_keys_max") && said.contains("3 keys"), "{said}");
+    admin.post("/v1/tenants/emil/keys", &json!({"key": "second"})).await.ok(201);
+    service.stop().await;
+}

@@ -5,6 +5,7 @@ mod configuration;
 mod errors;
 mod links;
 mod log;
+mod registry;
 
 use std::path::{Path, PathBuf};
 

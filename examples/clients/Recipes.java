@@ -34,7 +34,7 @@ public final class Recipes {
 
     private static void field() throws Exception {
         // The context binds the ciphertext to its row: it opens nowhere else.
-        String context = "{\"table\": \"people\", \"row\": \"42\"}";
+        String context = "{\"table\": \"people\", \"column\": \"name\", \"row\": \"42\"}";
         String plaintext = base64("Ada Lovelace");
         String sealed = call("/v1/encrypt", "{\"plaintext\": \"" + plaintext + "\", \"context\": " + context + "}");
         String opened = call("/v1/decrypt",

@@ -11,7 +11,7 @@ call() {
 member() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }
 
 # A field of a database row. The context binds the ciphertext to its row: it opens nowhere else.
-context='{"table": "people", "row": "42"}'
+context='{"table": "people", "column": "name", "row": "42"}'
 plaintext=$(printf 'Ada Lovelace' | base64)
 ciphertext=$(call "$KEYFOLD_URL/v1/encrypt" --json "{\"plaintext\": \"$plaintext\", \"context\": $context}" |
     member ciphertext)

@@ -22,7 +22,7 @@ async function call(path, body) {
 
 async function field() {
     // The context binds the ciphertext to its row: it opens nowhere else.
-    const context = { table: 'people', row: '42' }
+    const context = { table: 'people', column: 'name', row: '42' }
     const plaintext = Buffer.from('Ada Lovelace').toString('base64')
     const { ciphertext } = await call('/v1/encrypt', { plaintext, context })
     const opened = await call('/v1/decrypt', { ciphertext, context })

@@ -7,7 +7,10 @@ import asyncio
 import base64
 import json
 import os
+import sqlite3
 import sys
+import uuid
+from contextlib import closing
 
 import aiohttp
 
@@ -23,12 +26,24 @@ async def call(session, path, **body):
         return answer
 
 
-async def field(session):
-    # The context binds the ciphertext to its row: it opens nowhere else.
-    context = {"table": "people", "row": "42"}
+async def field(session, database):
+    database.execute("create table if not exists people (id text primary key, name text not null)")
+    # The context binds the ciphertext to its place: it opens in no other row, and in no other column. The row's id is
+    # made here, since a number that the database gives is not known yet when the field is encrypted.
+    row = str(uuid.uuid4())
+    context = {"table": "people", "column": "name", "row": row}
     sealed = await call(session, "/v1/encrypt", plaintext=base64.b64encode(b"Ada Lovelace").decode(), context=context)
-    opened = await call(session, "/v1/decrypt", ciphertext=sealed["ciphertext"], context=context)
+    with database:
+        database.execute("insert into people (id, name) values (?, ?)", (row, sealed["ciphertext"]))
+    (stored,) = database.execute("select name from people where id = ?", (row,)).fetchone()
+    opened = await call(session, "/v1/decrypt", ciphertext=stored, context=context)
     assert base64.b64decode(opened["plaintext"]) == b"Ada Lovelace"
+    try:
+        await call(session, "/v1/decrypt", ciphertext=stored, context={**context, "row": str(uuid.uuid4())})
+    except RuntimeError as error:
+        assert error.args[0] == "context_mismatch"
+    else:
+        raise AssertionError("a field opens in another row")
 
 
 async def pieces(file):
@@ -76,7 +91,8 @@ async def main(file):
     # No total limit: a large file takes its time. Nothing for a minute is too long.
     timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
     async with aiohttp.ClientSession(headers=HEADERS, timeout=timeout) as session:
-        await field(session)
+        with closing(sqlite3.connect(file + ".db")) as database:
+            await field(session, database)
         await batch(session)
         await lines(session)
         await stream(session, "/v1/encrypt", file, file + ".kf")

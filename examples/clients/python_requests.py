@@ -6,7 +6,10 @@ files below that size go through like this; larger ones need a client that does 
 
 import base64
 import os
+import sqlite3
 import sys
+import uuid
+from contextlib import closing
 
 import requests
 
@@ -25,12 +28,24 @@ def call(path, **body):
     return response.json()
 
 
-def field():
-    # The context binds the ciphertext to its row: it opens nowhere else.
-    context = {"table": "people", "row": "42"}
+def field(database):
+    database.execute("create table if not exists people (id text primary key, name text not null)")
+    # The context binds the ciphertext to its place: it opens in no other row, and in no other column. The row's id is
+    # made here, since a number that the database gives is not known yet when the field is encrypted.
+    row = str(uuid.uuid4())
+    context = {"table": "people", "column": "name", "row": row}
     sealed = call("/v1/encrypt", plaintext=base64.b64encode(b"Ada Lovelace").decode(), context=context)
-    opened = call("/v1/decrypt", ciphertext=sealed["ciphertext"], context=context)
+    with database:
+        database.execute("insert into people (id, name) values (?, ?)", (row, sealed["ciphertext"]))
+    (stored,) = database.execute("select name from people where id = ?", (row,)).fetchone()
+    opened = call("/v1/decrypt", ciphertext=stored, context=context)
     assert base64.b64decode(opened["plaintext"]) == b"Ada Lovelace"
+    try:
+        call("/v1/decrypt", ciphertext=stored, context={**context, "row": str(uuid.uuid4())})
+    except RuntimeError as error:
+        assert error.args[0] == "context_mismatch"
+    else:
+        raise AssertionError("a field opens in another row")
 
 
 def stream(path, source, target):
@@ -56,7 +71,8 @@ def batch():
 
 
 def main(file):
-    field()
+    with closing(sqlite3.connect(file + ".db")) as database:
+        field(database)
     batch()
     if os.path.getsize(file) > FILE_BYTES_MAX:
         sys.exit(f"{file} is larger than {FILE_BYTES_MAX} bytes: use python_aiohttp.py")

@@ -1,5 +1,5 @@
 // A field, a file of any size and a batch with Go's standard library.
-// Usage: go run recipes.go FILE, with KEYFOLD_URL and KEYFOLD_API_KEY set.
+// Needs Go 1.19. Usage: go run recipes.go FILE, with KEYFOLD_URL and KEYFOLD_API_KEY set.
 package main
 
 import (
@@ -63,7 +63,7 @@ func call(path string, body, answer any) error {
 
 func field() error {
 	// The context binds the ciphertext to its row: it opens nowhere else.
-	context := map[string]string{"table": "people", "row": "42"}
+	context := map[string]string{"table": "people", "column": "name", "row": "42"}
 	var sealed, opened item
 	if err := call("/v1/encrypt", item{Plaintext: []byte("Ada Lovelace"), Context: context}, &sealed); err != nil {
 		return err
@@ -93,8 +93,11 @@ func stream(path, source, target string) error {
 		return err
 	}
 	// A broken transfer is an error here, and the file never gets its name.
-	_, err = io.Copy(part, response.Body)
-	if err = errors.Join(err, part.Close()); err != nil {
+	if _, err = io.Copy(part, response.Body); err != nil {
+		part.Close()
+		return err
+	}
+	if err = part.Close(); err != nil {
 		return err
 	}
 	return os.Rename(target+".part", target)
@@ -102,8 +105,8 @@ func stream(path, source, target string) error {
 
 func batch() error {
 	var items []item
-	for n := range 1000 {
-		items = append(items, item{Ref: fmt.Sprint("row-", n), Plaintext: fmt.Append(nil, n)})
+	for n := 0; n < 1000; n++ {
+		items = append(items, item{Ref: fmt.Sprint("row-", n), Plaintext: []byte(fmt.Sprint(n))})
 	}
 	var answer struct {
 		Items []struct {
@@ -124,10 +127,16 @@ func batch() error {
 
 func main() {
 	file := os.Args[1]
-	err := errors.Join(field(), batch(),
-		stream("/v1/encrypt", file, file+".kf"), stream("/v1/decrypt", file+".kf", file+".out"))
-	if err != nil {
-		log.Fatal(err)
+	steps := []func() error{
+		field,
+		batch,
+		func() error { return stream("/v1/encrypt", file, file+".kf") },
+		func() error { return stream("/v1/decrypt", file+".kf", file+".out") },
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			log.Fatal(err)
+		}
 	}
 	fmt.Println("field, file and batch: done")
 }

@@ -40,7 +40,7 @@ async fn call(client: &Client, path: &str, body: &Value) -> Outcome<Value> {
 
 async fn field(client: &Client) -> Outcome<()> {
     // The context binds the ciphertext to its row: it opens nowhere else.
-    let context = json!({"table": "people", "row": "42"});
+    let context = json!({"table": "people", "column": "name", "row": "42"});
     let plaintext = STANDARD.encode("Ada Lovelace");
     let sealed = call(client, "/v1/encrypt", &json!({"plaintext": plaintext, "context": context})).await?;
     let body = json!({"ciphertext": sealed["ciphertext"], "context": context});

@@ -15,6 +15,7 @@ mod keyring;
 mod keys;
 mod openapi;
 mod output;
+mod put;
 mod reencrypt;
 mod serve;
 mod tenant;

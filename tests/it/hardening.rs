@@ -10,7 +10,7 @@ use tokio::process::Command;
 use crate::program::{BINARY, Program};
 
 /// A user who may nothing.
-const NOBODY: &str = "65534";
+pub(crate) const NOBODY: &str = "65534";
 
 fn may(what: CapabilitySet) -> bool {
     capabilities(None).unwrap().effective.contains(what)
@@ -113,7 +113,7 @@ async fn where_all_memory_can_be_locked_it_is() {
 }
 
 /// Runs as somebody who is not the administrator, who may read everything anyway.
-fn unprivileged(arguments: &[&str]) -> Command {
+pub(crate) fn unprivileged(arguments: &[&str]) -> Command {
     let by = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"];
     let by: &[&str] = if rustix::process::geteuid().is_root() { &by } else { &[] };
     let all = [by, arguments].concat();

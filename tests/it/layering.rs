@@ -132,7 +132,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("aws_smithy_http_client", &["kms"]),
     Guarded("regex", &["access", "config", "http"]),
     Guarded("region", &["pool"]),
-    Guarded("rustix", &["kms", "http", "app"]),
+    Guarded("rustix", &["kms", "http", "app", "cli"]),
     // cli: the tables of users that `keyfold reencrypt` goes through, which are no registry of ours.
     Guarded("sqlx", &["store", "cli"]),
     Guarded("csv", &["cli"]),

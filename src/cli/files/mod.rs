@@ -165,8 +165,11 @@ async fn all(
     context: &EncryptionContext,
     jobs: places::Jobs,
 ) -> anyhow::Result<()> {
-    let (mut written, mut unchanged, mut failed) = (0, 0, 0);
+    let (mut written, mut unchanged, mut failed) = (0, 0, jobs.unreadable.len());
     let many = args.recursive || jobs.files.len() > 1;
+    for error in &jobs.unreadable {
+        output::error(error);
+    }
     for job in &jobs.files {
         let done = one(way, verb, args, context, job).await;
         match done {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
 use super::{FileArgs, Verb};
 
@@ -29,6 +29,8 @@ pub(super) struct Jobs {
     pub(super) files: Vec<Job>,
     /// Files in folders that this verb has nothing to do with.
     pub(super) skipped: usize,
+    /// What in folders could not be read.
+    pub(super) unreadable: Vec<anyhow::Error>,
 }
 
 impl Job {
@@ -38,7 +40,7 @@ impl Job {
 }
 
 pub(super) fn jobs(args: &FileArgs, verb: &Verb) -> anyhow::Result<Jobs> {
-    let mut jobs = Jobs { files: Vec::new(), skipped: 0 };
+    let mut jobs = Jobs { files: Vec::new(), skipped: 0, unreadable: Vec::new() };
     let standard_input = [PathBuf::from("-")];
     let files = if args.files.is_empty() { &standard_input } else { args.files.as_slice() };
     if args.output.is_some() && (files.len() > 1 || args.recursive) {
@@ -82,18 +84,32 @@ fn beside(path: &Path, verb: &Verb) -> anyhow::Result<Target> {
         Verb::Decrypt => {
             bail!("{} does not end in .{EXTENSION}: say with --output where the result goes", path.display())
         }
-        Verb::Rewrap { .. } => Ok(Target::InPlace(path.to_owned())),
+        // The file itself, and not a symbolic link to it, is replaced. One that is not there is told of when it is read.
+        Verb::Rewrap { .. } => Ok(Target::InPlace(path.canonicalize().unwrap_or_else(|_| path.to_owned()))),
     }
 }
 
-/// In the order of their names, so that two runs do the same.
+/// In the order of their names, so that two runs do the same. What cannot be read keeps nothing else from being done.
 fn walk(folder: &Path, verb: &Verb, jobs: &mut Jobs) -> anyhow::Result<()> {
-    let unreadable = || format!("cannot read the folder {}", folder.display());
-    let entries = std::fs::read_dir(folder).with_context(unreadable)?;
-    let mut entries = entries.collect::<Result<Vec<_>, _>>().with_context(unreadable)?;
-    entries.sort_by_key(std::fs::DirEntry::file_name);
-    for entry in entries {
-        let (kind, path) = (entry.file_type()?, entry.path());
+    let unreadable =
+        |error| anyhow::Error::new(error).context(format!("cannot read the folder {}", folder.display()));
+    let listed = match std::fs::read_dir(folder) {
+        Ok(listed) => listed,
+        Err(error) => {
+            jobs.unreadable.push(unreadable(error));
+            return Ok(());
+        }
+    };
+    let mut entries = Vec::new();
+    for entry in listed {
+        match entry.and_then(|entry| Ok((entry.file_name(), entry.file_type()?))) {
+            Ok(entry) => entries.push(entry),
+            Err(error) => jobs.unreadable.push(unreadable(error)),
+        }
+    }
+    entries.sort_by(|(name, _), (other, _)| name.cmp(other));
+    for (name, kind) in entries {
+        let path = folder.join(name);
         if kind.is_dir() {
             walk(&path, verb, jobs)?;
         } else if kind.is_file() && is_encrypted(&path) != matches!(verb, Verb::Encrypt { .. }) {

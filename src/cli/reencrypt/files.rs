@@ -5,8 +5,10 @@ use std::io::{self, BufRead as _, BufWriter, Read, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
+
+use crate::cli::put::{ensure_free, put};
 
 /// How much is looked at for the end of the first line.
 const PEEK_BYTES: usize = 64 << 10;
@@ -112,8 +114,8 @@ impl Output {
     /// A file that goes on after so many bytes.
     pub(super) fn file(options: &OutputOptions<'_>, bytes: u64) -> anyhow::Result<Self> {
         let OutputOptions { target, source, overwrite, keep } = *options;
-        if !overwrite && target.symlink_metadata().is_ok() {
-            bail!("{} is there already: say --force to overwrite it", target.display());
+        if !overwrite {
+            ensure_free(target)?;
         }
         let name = target.file_name().with_context(|| format!("{} names no file", target.display()))?;
         let mut hidden = std::ffi::OsString::from(".");
@@ -197,15 +199,7 @@ impl Output {
         let written = file.writer.get_ref();
         written.set_permissions(std::fs::Permissions::from_mode(mode))?;
         written.sync_all()?;
-        if file.overwrite {
-            std::fs::rename(&file.temporary, &file.target)?;
-        } else {
-            // A link fails where the name was taken meanwhile; a rename would replace what is there.
-            std::fs::hard_link(&file.temporary, &file.target)
-                .with_context(|| format!("{} cannot be written", file.target.display()))?;
-            std::fs::remove_file(&file.temporary)?;
-        }
-        Ok(())
+        put(&file.temporary, &file.target, file.overwrite)
     }
 }
 

@@ -3,36 +3,39 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use assert_cmd::Command;
 use tempfile::TempDir;
+use tokio::process::Child;
 
 use super::noise;
+use crate::program::BINARY;
 use crate::service::{KEK, Service, World};
 
 /// A folder to work in, and where the service is.
-struct Desk {
+pub(super) struct Desk {
     folder: TempDir,
     url: String,
     token: String,
 }
 
 impl Desk {
-    async fn at(service: &Service) -> Self {
+    pub(super) async fn at(service: &Service) -> Self {
         let caller = service.tenant_and_caller("acme").await;
         Self::with(format!("http://{}", service.address), caller.token().to_owned())
     }
 
-    fn with(url: String, token: String) -> Self {
+    pub(super) fn with(url: String, token: String) -> Self {
         Self { folder: tempfile::tempdir().unwrap(), url, token }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
@@ -47,30 +50,63 @@ impl Desk {
     }
 
     /// Off the runtime's threads, on which the service runs.
-    async fn run(&self, args: &str, stdin: &[u8]) -> Output {
+    pub(super) async fn run(&self, args: &str, stdin: &[u8]) -> Output {
         let mut command = self.command();
         command.args(args.split_whitespace()).write_stdin(stdin);
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
 
-    async fn ok(&self, args: &str) -> Vec<u8> {
+    pub(super) async fn ok(&self, args: &str) -> Vec<u8> {
         self.ok_with(args, b"").await
     }
 
-    async fn ok_with(&self, args: &str, stdin: &[u8]) -> Vec<u8> {
+    pub(super) async fn ok_with(&self, args: &str, stdin: &[u8]) -> Vec<u8> {
         let output = self.run(args, stdin).await;
         assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     }
 
-    async fn fails(&self, args: &str) -> String {
+    pub(super) async fn fails(&self, args: &str) -> String {
         let output = self.run(args, b"").await;
         assert!(!output.status.success(), "{args} succeeds");
         String::from_utf8(output.stderr).unwrap()
     }
 
-    /// No temporary file is left.
-    fn names(&self) -> Vec<String> {
+    /// The same on its way, to be written to and ended; `before` may be a program that goes on as the one behind it.
+    pub(super) fn start(&self, before: &[&str], args: &str, stdin: Stdio) -> Child {
+        let args: Vec<&str> = args.split_whitespace().collect();
+        self.start_as(&[before, &[BINARY], &args].concat(), stdin)
+    }
+
+    pub(super) fn start_as(&self, whole: &[&str], stdin: Stdio) -> Child {
+        let mut command = tokio::process::Command::new(whole[0]);
+        command.args(&whole[1..]);
+        self.surround(&mut command);
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.spawn().unwrap()
+    }
+
+    /// Gives it its folder and its environment.
+    pub(super) fn surround(&self, command: &mut tokio::process::Command) {
+        command.current_dir(self.folder.path()).env_clear();
+        command.env("KEYFOLD_URL", &self.url).env("KEYFOLD_API_KEY", &self.token);
+    }
+
+    /// Waits until a result has begun to come.
+    pub(super) async fn partly_written(&self) {
+        for _ in 0..500 {
+            let begun =
+                |name: &String| name.starts_with('.') && self.path(name).metadata().unwrap().len() > 0;
+            if self.names().iter().any(begun) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("no result begins");
+    }
+
+    /// What is in the folder: no temporary file is left.
+    pub(super) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.folder.path()).unwrap();
         let mut names: Vec<String> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -176,7 +212,7 @@ async fn credentials_do_not_cross_a_network_in_clear() {
 }
 
 /// Copies the key ring to where a command without a service finds it.
-fn data_dir_of(world: &World, desk: &Desk) -> PathBuf {
+pub(super) fn data_dir_of(world: &World, desk: &Desk) -> PathBuf {
     let folder = desk.path("data");
     fs::create_dir(&folder).unwrap();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();

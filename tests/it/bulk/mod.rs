@@ -3,6 +3,7 @@
 mod batch;
 mod files;
 mod lines;
+mod places;
 mod raw;
 mod recipes;
 

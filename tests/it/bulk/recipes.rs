@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::process::Command;
 
+use tempfile::TempDir;
+
 use super::noise;
 use crate::service::World;
 
-/// Runs a recipe on a file of this many bytes.
-async fn run(program: &str, args: &[&str], recipe: &str, file_bytes: usize) {
+/// Runs a recipe on a file of this many bytes, and gives the folder that it has worked in.
+async fn run(program: &str, args: &[&str], recipe: &str, file_bytes: usize) -> TempDir {
     let world = World::new().await;
     let service = world.start().await;
     let caller = service.tenant_and_caller("acme").await;
@@ -30,6 +32,14 @@ async fn run(program: &str, args: &[&str], recipe: &str, file_bytes: usize) {
     let sealed = std::fs::read(folder.path().join("report.kf")).unwrap();
     assert!(envelope::inspect(&sealed).is_ok());
     service.stop().await;
+    folder
+}
+
+/// What a recipe wrote into a row of its database is encrypted.
+fn holds_a_sealed_field(folder: &TempDir) {
+    let database = std::fs::read(folder.path().join("report.db")).unwrap();
+    let holds = |text: &str| memchr::memmem::find(&database, text.as_bytes()).is_some();
+    assert!(holds("people") && holds("kf1.") && !holds("Lovelace"));
 }
 
 /// More than all buffers between a client and a service hold: who does not read while he sends comes to a stop.
@@ -51,17 +61,17 @@ async fn curl() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_with_requests() {
-    run(&python(), &[], "python_requests.py", SMALL).await;
+    holds_a_sealed_field(&run(&python(), &[], "python_requests.py", SMALL).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_with_httpx() {
-    run(&python(), &[], "python_httpx.py", SMALL).await;
+    holds_a_sealed_field(&run(&python(), &[], "python_httpx.py", SMALL).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn python_with_aiohttp() {
-    run(&python(), &[], "python_aiohttp.py", LARGE).await;
+    holds_a_sealed_field(&run(&python(), &[], "python_aiohttp.py", LARGE).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,6 +82,11 @@ async fn node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn java() {
     run("java", &[], "Recipes.java", SMALL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn go() {
+    run("go", &["run"], "recipes.go", LARGE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,6 +21,7 @@ mod bad_input;
 mod bulk;
 mod caller;
 mod cli;
+mod compose;
 mod context;
 mod contract;
 mod docs;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use envelope::{EncryptionContext, WrappedDataKey, WrappedKeys};
+use keyfold::config::{Settings, Variables};
 use keyfold::store::{DekScope, Store as _, StoredDek, WrappedRecord};
 use keyfold::tenant::Verb;
 use kms_emulator::{CreateKey, Emulator, Fault, FaultScope, Principal, Role};
@@ -648,5 +649,20 @@ async fn a_role_that_no_longer_trusts_the_service_cuts_its_tenant_off_with_the_n
     world.emulator.faults().clear();
     world.pass(2).await;
     assert_eq!(acme.decrypt(&ciphertext, &none()).await, b"hello");
+    service.stop().await;
+}
+
+/// The KMS is to blame, and the caller hears so, however short the time for requests is.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_short_time_for_requests_a_kms_that_hangs_is_no_matter_of_the_deadline() {
+    let mut world = AwsWorld::new().await;
+    let short = Variables::of([("KEYFOLD_HTTP__REQUEST_SECS_MAX", "2")]);
+    let data_dir = world.settings.data_dir.clone();
+    world.settings = Settings { data_dir, ..Settings::load(None, &short).unwrap() };
+    let service = world.start().await;
+    let ring = [world.key(IRELAND), world.key(FRANKFURT)];
+    let caller = world.tenant(&service, "acme", &ring.each_ref().map(String::as_str)).await;
+    world.emulator.faults().set(FaultScope::any(), Fault::BlackHole);
+    caller.try_encrypt(b"hello", &none()).await.problem("kms_unavailable");
     service.stop().await;
 }

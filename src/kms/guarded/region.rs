@@ -133,8 +133,9 @@ impl Region {
     }
 
     fn left_alone(&self, kek: &KekId, now: Duration, until: Duration) -> KmsError {
-        let wait = until.saturating_sub(now).as_millis();
-        KmsError::outage(kek, format!("{} does not answer; it is asked again in {wait} ms", self.name))
+        let wait = until.saturating_sub(now);
+        let detail = format!("{} does not answer; it is asked again in {} ms", self.name, wait.as_millis());
+        KmsError::left_alone(kek, wait, detail)
     }
 
     /// The turn of a call that a client waits for. None where it would come too late.

@@ -13,6 +13,20 @@ RUN cargo build --release --locked --bin keyfold \
     && install -D target/release/keyfold /out/usr/bin/keyfold \
     && install -d -m 0700 -o 65532 -g 65532 /out/var/lib/keyfold
 
+# For docker/compose.aws.yaml only: it is built when that names it, and is no part of the image.
+FROM build AS build-kms-emulator
+RUN cargo build --release --locked --package keyfold-kms-emulator --bin kms-emulator \
+    && install -D target/release/kms-emulator /out/usr/bin/kms-emulator \
+    && install -d -m 0700 -o 65532 -g 65532 /out/var/lib/kms-emulator
+
+FROM gcr.io/distroless/cc-debian13:nonroot AS kms-emulator
+COPY --from=build-kms-emulator --chown=65532:65532 /out/var/lib/kms-emulator /var/lib/kms-emulator
+COPY --from=build-kms-emulator /out/usr/bin/kms-emulator /usr/bin/kms-emulator
+USER 65532:65532
+VOLUME /var/lib/kms-emulator
+EXPOSE 4599
+ENTRYPOINT ["/usr/bin/kms-emulator"]
+
 FROM gcr.io/distroless/cc-debian13:nonroot
 COPY --from=build --chown=65532:65532 /out/var/lib/keyfold /var/lib/keyfold
 COPY --from=build /out/usr/bin/keyfold /usr/bin/keyfold

@@ -9,6 +9,10 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use crate::config::{LockMemory, MemorySettings};
 
+/// Which kinds of memory a core of this process holds, as bits: none, with 0. For the whole process, so that no page of
+/// a key can be forgotten.
+const COREDUMP_FILTER: &str = "/proc/self/coredump_filter";
+
 /// What came of locking memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Locking {
@@ -20,6 +24,12 @@ pub enum Locking {
 
 /// Asks the system. Fails only where the configuration requires what it refuses.
 pub fn harden(settings: &MemorySettings) -> anyhow::Result<Locking> {
+    // Before the next: of who is not dumpable this file is the administrator's.
+    if settings.dont_dump
+        && let Err(refused) = std::fs::write(COREDUMP_FILTER, "0")
+    {
+        tracing::warn!(%refused, "the system does not leave this process's memory out of a core");
+    }
     if settings.not_dumpable
         && let Err(refused) = set_dumpable_behavior(DumpableBehavior::NotDumpable)
     {

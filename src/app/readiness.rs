@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 
 use crate::clock::Clock;
 use crate::http::{Probe, Readiness, ReadinessStatus};
-use crate::kms::guarded::{Circuit, GuardedKms};
+use crate::kms::guarded::{Circuit, GuardedKms, RegionHealth};
 use crate::pool::DekPool;
 use crate::store::Store;
 use crate::store::watch::ChangeWatch;
@@ -57,12 +57,12 @@ impl ServiceProbe {
             unable |= !self.watch.is_current(now);
         }
         let regions = self.guard.as_ref().map(GuardedKms::health).unwrap_or_default();
-        let out: Vec<_> = regions.iter().filter(|region| region.circuit != Circuit::Closed).collect();
-        for region in &out {
-            let since = region.since.map(|since| format!(" since {since}")).unwrap_or_default();
-            reasons.push(format!("the KMS in {} has not answered{since}", region.region));
+        for region in &regions {
+            reasons.extend(troubles(region));
         }
-        let all_out = !out.is_empty() && out.len() == regions.len() && !self.embedded;
+        // Who is unable gets no requests, and without them nobody would find out that a region is well again: so only
+        // what was seen lately counts here.
+        let all_out = !regions.is_empty() && regions.iter().all(|region| region.out_lately) && !self.embedded;
         unable |= all_out && self.pool.plaintext_deks() == 0;
         let status = match (unable, reasons.is_empty()) {
             (true, _) => ReadinessStatus::Unable,
@@ -78,4 +78,26 @@ impl ServiceProbe {
             () = self.clock.sleep(STORE_PATIENCE) => false,
         }
     }
+}
+
+/// What is wrong with a region's KMS, and what to do where that can be said.
+fn troubles(region: &RegionHealth) -> Vec<String> {
+    let name = &region.region;
+    let mut troubles = Vec::new();
+    if region.circuit != Circuit::Closed {
+        let since = region.since.map(|since| format!(" since {since}")).unwrap_or_default();
+        troubles.push(format!("the KMS in {name} has not answered{since}"));
+    }
+    if let Some(since) = region.credentials_since {
+        troubles.push(format!(
+            "the credentials for the KMS in {name} have not done since {since}: renew them, or look after what gives \
+             them (web identity, role, profile)"
+        ));
+    }
+    if region.throttles {
+        troubles.push(format!(
+            "the KMS in {name} throttles: raise the account's request quota there, or make fewer calls"
+        ));
+    }
+    troubles
 }

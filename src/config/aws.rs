@@ -207,4 +207,29 @@ mod tests {
                 .is_ok()
         );
     }
+
+    #[test]
+    fn what_a_request_may_wait_for_the_kms_ends_before_its_own_deadline_does() {
+        let in_all_ms = |settings: &Settings| {
+            let aws = &settings.aws;
+            settings.pool.tenant_kms_wait_ms_max + 7 * aws.hedge_ms + aws.call_ms_max + aws.wrap_ms_max
+        };
+        let defaults = Settings::default();
+        assert_eq!(in_all_ms(&defaults), 14_500);
+        for (secs, shortened) in [("1", true), ("16", true), ("17", false), ("30", false)] {
+            let settings = load([("KEYFOLD_HTTP__REQUEST_SECS_MAX", secs)]).unwrap();
+            let most = secs.parse::<u64>().unwrap() * 900;
+            assert!(in_all_ms(&settings) <= most, "{secs}: {} ms", in_all_ms(&settings));
+            assert_eq!(settings.aws.call_ms_max < defaults.aws.call_ms_max, shortened, "{secs}");
+            assert!(settings.aws.hedge_ms > 0 && settings.aws.wrap_ms_max > 0);
+        }
+        let hour = load([("KEYFOLD_AWS__CALL_MS_MAX", "3600000")]).unwrap();
+        assert!(hour.aws.call_ms_max < 27_000, "{}", hour.aws.call_ms_max);
+        let none = [("KEYFOLD_POOL__TENANT_KMS_WAIT_MS_MAX", "0"), ("KEYFOLD_HTTP__REQUEST_SECS_MAX", "1")];
+        assert_eq!(load(none).unwrap().pool.tenant_kms_wait_ms_max, 0);
+        // As large as a file can hold it: nothing overflows.
+        let most = "9223372036854775807";
+        let huge = [("KEYFOLD_AWS__CALL_MS_MAX", most), ("KEYFOLD_AWS__HEDGE_MS", most)];
+        assert!(in_all_ms(&load(huge).unwrap()) <= 27_000);
+    }
 }

@@ -11,6 +11,8 @@ pub struct MemorySettings {
     pub not_dumpable: bool,
     /// Whether the limit of core dumps is set to 0. Default yes.
     pub no_core: bool,
+    /// Whether the process's memory is left out of a core, where one is written all the same. Default yes.
+    pub dont_dump: bool,
     /// Whether memory is kept out of the swap: `off`, `try`, or `require`, with which the service does not start
     /// where the system refuses. Default `try`.
     pub lock: LockMemory,
@@ -18,7 +20,7 @@ pub struct MemorySettings {
 
 impl Default for MemorySettings {
     fn default() -> Self {
-        Self { not_dumpable: true, no_core: true, lock: LockMemory::Try }
+        Self { not_dumpable: true, no_core: true, dont_dump: true, lock: LockMemory::Try }
     }
 }
 

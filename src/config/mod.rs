@@ -427,10 +427,34 @@ impl Settings {
         let environment = Environment::with_prefix("KEYFOLD").prefix_separator("_").separator("__");
         builder = builder.add_source(environment.source(Some(source)));
         let config = builder.build().map_err(|error| ConfigError::Invalid(error.to_string()))?;
-        let settings: Self =
+        let mut settings: Self =
             config.try_deserialize().map_err(|error| ConfigError::Invalid(error.to_string()))?;
         settings.check()?;
+        settings.fit_kms_into_requests();
         Ok(settings)
+    }
+
+    /// All that a request may wait for a KMS ends before the request's own deadline does, whatever the single times
+    /// say: so its caller hears that it is the KMS that does not answer, and may hear it of the ring's last member.
+    fn fit_kms_into_requests(&mut self) {
+        const SHARE_PERCENT: u64 = 90;
+        let most_ms = self.http.request_secs_max.saturating_mul(1_000 / 100 * SHARE_PERCENT);
+        let hedges = crate::tenant::KEK_RING_MAX as u64 - 1;
+        let times = [
+            (&mut self.pool.tenant_kms_wait_ms_max, 1),
+            (&mut self.aws.hedge_ms, hedges),
+            (&mut self.aws.call_ms_max, 1),
+            (&mut self.aws.wrap_ms_max, 1),
+        ];
+        let in_all_ms: u128 = times.iter().map(|(ms, often)| u128::from(**ms) * u128::from(*often)).sum();
+        if in_all_ms <= u128::from(most_ms) {
+            return;
+        }
+        for (ms, _) in times {
+            let share = u128::from(*ms) * u128::from(most_ms) / in_all_ms;
+            // A wait of nothing stays one: it means something of its own.
+            *ms = u64::try_from(share).unwrap_or(u64::MAX).max((*ms).min(1));
+        }
     }
 
     /// What single values cannot tell.

@@ -416,7 +416,12 @@ impl From<StoreError> for Problem {
 impl From<KmsError> for Problem {
     fn from(error: KmsError) -> Self {
         match error {
-            KmsError::Outage { .. } => Self::internal(Code::KmsUnavailable, &error),
+            KmsError::Outage { again_in, .. } => {
+                // Whole seconds, and none too early.
+                let retry_after_secs = again_in.map_or(1, |wait| wait.as_millis().div_ceil(1_000).max(1));
+                let retry_after_secs = u64::try_from(retry_after_secs).unwrap_or(u64::MAX);
+                Self { retry_after_secs, ..Self::internal(Code::KmsUnavailable, &error) }
+            }
             KmsError::Denied { .. } => Self::internal(Code::KekDenied, &error),
             KmsError::Damaged { .. } => Self::internal(Code::ContextMismatch, &error),
         }

@@ -80,6 +80,13 @@ pub struct RegionHealth {
     pub circuit: Circuit,
     /// Since when they do not.
     pub since: Option<Timestamp>,
+    /// Since when the service's own credentials do not do there, if the KMS has not answered anything else since.
+    pub credentials_since: Option<Timestamp>,
+    /// Whether it has throttled within the last minute.
+    pub throttles: bool,
+    /// Whether no call is served, as far as was seen within the last minute. Where nobody has called for longer, a call
+    /// may find it well again.
+    pub out_lately: bool,
 }
 
 /// A [`Kms`] behind a guard. Cloning is cheap; clones share everything.
@@ -114,9 +121,16 @@ impl GuardedKms {
             .pin()
             .iter()
             .map(|(name, region)| {
-                let (circuit, since) = region.circuit();
-                let since = since.map(|since| now.minus(monotonic.saturating_sub(since)));
-                RegionHealth { region: Arc::clone(name), circuit, since }
+                let health = region.health();
+                let at = |since: Duration| now.minus(monotonic.saturating_sub(since));
+                RegionHealth {
+                    region: Arc::clone(name),
+                    circuit: health.circuit,
+                    since: health.circuit_since.map(at),
+                    credentials_since: health.credentials_since.map(at),
+                    throttles: health.throttles,
+                    out_lately: health.out_lately,
+                }
             })
             .collect();
         health.sort_by(|a, b| a.region.cmp(&b.region));

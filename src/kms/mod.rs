@@ -13,6 +13,7 @@ pub mod ring;
 pub mod router;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use envelope::{ContextError, DataKeyId, EncryptionContext, KeyMaterial};
@@ -136,6 +137,8 @@ pub enum KmsError {
         cause: OutageCause,
         /// What happened.
         detail: Arc<str>,
+        /// After how long it is asked again at the earliest, where that is known: nobody is served before.
+        again_in: Option<Duration>,
     },
     /// It said no: not permitted, disabled, pending deletion, no such key.
     #[error("the KMS refuses {kek}: {detail}")]
@@ -177,7 +180,13 @@ impl KmsError {
 
     /// An outage of this KEK's KMS, with its cause.
     pub fn outage_by(kek: &KekId, cause: OutageCause, detail: impl Into<Arc<str>>) -> Self {
-        Self::Outage { kek: kek.clone(), cause, detail: detail.into() }
+        Self::Outage { kek: kek.clone(), cause, detail: detail.into(), again_in: None }
+    }
+
+    /// An outage of this KEK's KMS, which is left alone for so long.
+    pub fn left_alone(kek: &KekId, again_in: Duration, detail: impl Into<Arc<str>>) -> Self {
+        let (cause, detail) = (OutageCause::Unreachable, detail.into());
+        Self::Outage { kek: kek.clone(), cause, detail, again_in: Some(again_in) }
     }
 
     /// A denial by this KEK's KMS.

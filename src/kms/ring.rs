@@ -79,9 +79,10 @@ impl RingFailure {
     /// that will pass), and an outage before damage (the form that could have opened it was not tried).
     pub fn deciding(self) -> Option<KmsError> {
         self.failures.into_iter().min_by_key(|failure| match failure {
-            KmsError::Denied { .. } => 0,
-            KmsError::Outage { .. } => 1,
-            KmsError::Damaged { .. } => 2,
+            KmsError::Denied { .. } => (0, None),
+            // Of several the one that is over first: any member will do.
+            KmsError::Outage { again_in, .. } => (1, *again_in),
+            KmsError::Damaged { .. } => (2, None),
         })
     }
 }

@@ -8,6 +8,7 @@ use envelope::{DataKey, DataKeyId, EncryptionContext, WRAPPED_KEYS_MAX, WrappedD
 
 use super::PoolError;
 use super::cache::Cache;
+use super::denials::Denials;
 use super::directory::Directory;
 use super::flights::Destination;
 use super::live::{Facts, Lifetimes, LiveDek};
@@ -19,7 +20,7 @@ use crate::kms::{self, KmsError, Urgency};
 use crate::quota::Buckets;
 use crate::store::watch::ChangeWatch;
 use crate::store::{
-    Activation, DekRecord, DekScope, DekState, KeyPolicy, KeyRecord, Store, StoreError, StoredDek,
+    Activation, DekRecord, DekScope, DekState, KekDenial, KeyPolicy, KeyRecord, Store, StoreError, StoredDek,
     TenantRecord, WrappedRecord,
 };
 use crate::tenant::{Kek, KekId, KeyName, TenantId};
@@ -33,6 +34,7 @@ pub(super) struct Fetch {
     pub(super) clock: Clock,
     pub(super) turns: Turns,
     pub(super) cache: Cache,
+    pub(super) denials: Arc<Denials>,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
     pub(super) kms_calls: Option<Buckets<TenantId>>,
     pub(super) bound_scopes_max: u64,
@@ -417,7 +419,7 @@ impl Fetch {
             Ok(unwrapped) => {
                 self.heed(&unwrapped.denials);
                 let key = DataKey::new(live.id, unwrapped.plaintext);
-                live.vouch(key, unwrapped.by, asked_at, self.lifetimes);
+                self.vouched(live, key, unwrapped.by, asked_at);
                 return Ok(());
             }
             Err(failure) => failure,
@@ -463,13 +465,35 @@ impl Fetch {
     fn heed(&self, answers: &[KmsError]) {
         for answer in answers {
             if let KmsError::Denied { kek, .. } = answer {
-                self.cache.drop_kek(kek);
+                self.denied(kek);
             }
         }
     }
 
+    /// The same, and every other process on the registry hears of it.
+    pub(super) fn denied(&self, kek: &KekId) {
+        self.denials.hear(kek);
+        self.cache.drop_kek(kek);
+    }
+
+    /// Another process has heard a KEK's owner say no.
+    pub(super) fn learn_of(&self, denial: &KekDenial) {
+        if self.denials.learn(denial) {
+            self.cache.drop_kek(&denial.kek);
+        }
+    }
+
+    /// The KMS has given this key. Where a denial came while it was asked, that is not its last word: whoever waits
+    /// finds nothing to use, and asks again.
+    fn vouched(&self, live: &LiveDek, key: DataKey, by: KekId, asked_at: Duration) {
+        live.vouch(key, by.clone(), asked_at, self.lifetimes);
+        if self.denials.came_since(&by, asked_at) {
+            live.wipe();
+        }
+    }
+
     fn received(&self, live: &Arc<LiveDek>, key: DataKey, by: KekId, asked_at: Duration) {
-        live.vouch(key, by, asked_at, self.lifetimes);
+        self.vouched(live, key, by, asked_at);
         self.cache.keep(Arc::clone(live));
     }
 

@@ -63,6 +63,7 @@ impl DekPool {
         if let Err(error) = self.fetch.watch.poll().await {
             tracing::warn!(%error, "the registry's changes cannot be followed; what is in memory serves on for its stated time");
         }
+        self.fetch.denials.tell_due();
         let now = self.fetch.clock.monotonic();
         for live in self.fetch.cache.all() {
             // Before anything is tried once more: a renewal that fails must not keep it in memory.

@@ -6,6 +6,7 @@
 //! for all who ask. `keeper` does ahead of time what a request would otherwise have to wait for.
 
 mod cache;
+mod denials;
 mod directory;
 mod fetch;
 mod flights;
@@ -28,9 +29,10 @@ use crate::kms::ring::KekRings;
 use crate::quota::{Buckets, Exceeded, Rate};
 use crate::store::watch::ChangeWatch;
 use crate::store::{DekScope, DekState, EnvelopeWeight, Store, StoreError};
-use crate::tenant::{KeyName, TenantId};
+use crate::tenant::{KekId, KeyName, TenantId};
 
 use cache::Cache;
+use denials::Denials;
 use directory::Directory;
 use fetch::{Fetch, Wanted};
 use flights::Flights;
@@ -241,8 +243,14 @@ impl DekPool {
         let active_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
         let open_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
         let kms_clock = clock.clone();
+        let lifetimes = Lifetimes {
+            plaintext_max: Duration::from_secs(options.dek_plaintext_secs_max),
+            stale_max: Duration::from_secs(options.dek_stale_secs_max),
+        };
+        let lives_max = lifetimes.plaintext_max.saturating_add(lifetimes.stale_max);
         let fetch = Arc::new(Fetch {
             rings,
+            denials: Denials::new(Arc::clone(&store), clock.clone(), lives_max, tracker.clone()),
             directory: Directory::new(Arc::clone(&store), Arc::clone(&watch), clock.clone()),
             store,
             watch,
@@ -253,10 +261,13 @@ impl DekPool {
             kms_calls: Rate::new(options.tenant_kms_calls_per_min, Duration::from_mins(1), 0)
                 .map(|rate| Buckets::new(rate, kms_clock)),
             bound_scopes_max: options.tenant_bound_scopes_max,
-            lifetimes: Lifetimes {
-                plaintext_max: Duration::from_secs(options.dek_plaintext_secs_max),
-                stale_max: Duration::from_secs(options.dek_stale_secs_max),
-            },
+            lifetimes,
+        });
+        let heeding = Arc::downgrade(&fetch);
+        fetch.watch.heed_denials(move |denial| {
+            if let Some(fetch) = heeding.upgrade() {
+                fetch.learn_of(denial);
+            }
         });
         let idle = Duration::from_secs(options.dek_idle_secs_max);
         Self { fetch, active_flights, open_flights, idle }
@@ -420,6 +431,12 @@ impl DekPool {
         let now = self.fetch.clock.now();
         let active = self.fetch.store.promote_next_dek(scope, predecessor, now).await?;
         active.map(|active| active.dek.id).ok_or(PoolError::Busy)
+    }
+
+    /// The KMS has said no for this KEK to somebody else than the pool: what the KEK has vouched for goes at once, here
+    /// and in every process on the same registry.
+    pub fn denied(&self, kek: &KekId) {
+        self.fetch.denied(kek);
     }
 
     /// Keeps the pages of data keys that come into memory from now on out of the swap, in the whole process.

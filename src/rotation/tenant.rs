@@ -9,7 +9,7 @@ use super::lease::Lease;
 use super::sweep::{Materials, Step, View, sources, sweep};
 use super::{Inner, RotationError};
 use crate::clock::Timestamp;
-use crate::kms::{self, KmsError, Urgency};
+use crate::kms::{self, KekState, KmsError, Urgency};
 use crate::store::{
     FencedChange, JobKind, JobRecord, JobState, KekMaterial, KeyRecord, ShredRecord, StoreError, StoredDek,
     SweepRecord, Target, TenantRecord, WrappedRecord,
@@ -63,6 +63,8 @@ struct Work<'a> {
     errors: u64,
     last_error: Option<String>,
     outages: u32,
+    /// KEKs whose denial the pool has been told of in this turn: many data keys meet the same one.
+    denied: HashSet<KekId>,
     changed: usize,
     batch: Vec<(DataKeyId, Vec<FencedChange>)>,
 }
@@ -96,6 +98,7 @@ pub(super) async fn sweep_tenant(
         errors: 0,
         last_error: None,
         outages: 0,
+        denied: HashSet::new(),
         changed: 0,
         batch: Vec::new(),
     };
@@ -252,32 +255,42 @@ impl Work<'_> {
     async fn wrap(&mut self, stored: &StoredDek, steps: &[&Step]) -> Result<(), StoreError> {
         let dek = stored.dek.id;
         let mut changes = Vec::new();
+        let mut denied = std::mem::take(&mut self.denied);
         for step in steps {
             match step {
-                Step::Rewrap { kek, .. } | Step::Add { kek, .. } => match self.rewrap(stored, kek).await {
-                    Ok(wrapped) => {
-                        self.outages = 0;
-                        changes.push(FencedChange::PutWrapped { dek, wrapped });
+                Step::Rewrap { kek, .. } | Step::Add { kek, .. } => {
+                    match self.rewrap(stored, kek, &mut denied).await {
+                        Ok(wrapped) => {
+                            self.outages = 0;
+                            changes.push(FencedChange::PutWrapped { dek, wrapped });
+                        }
+                        Err(error) => {
+                            self.outages += u32::from(matches!(error, KmsError::Outage { .. }));
+                            tracing::warn!(tenant = %self.tenant.id, %dek, %error, "a data key was not rewrapped");
+                            self.failed(error);
+                            break;
+                        }
                     }
-                    Err(error) => {
-                        self.outages += u32::from(matches!(error, KmsError::Outage { .. }));
-                        tracing::warn!(tenant = %self.tenant.id, %dek, %error, "a data key was not rewrapped");
-                        self.failed(error);
-                        break;
-                    }
-                },
+                }
                 Step::Drop { kek, .. } => changes.push(FencedChange::RemoveWrapped { dek, kek: kek.clone() }),
                 _ => {}
             }
         }
+        self.denied = denied;
         if !changes.is_empty() {
             self.batch.push((dek, changes));
         }
         if self.batch.len() >= BATCH { self.flush().await } else { Ok(()) }
     }
 
-    /// Has the KMS wrap a data key under `to`, from whichever form it can open.
-    async fn rewrap(&self, stored: &StoredDek, to: &KekId) -> Result<WrappedRecord, KmsError> {
+    /// Has the KMS wrap a data key under `to`, from whichever form it can open. `denied` are the KEKs whose denial is
+    /// known to the pool.
+    async fn rewrap(
+        &self,
+        stored: &StoredDek,
+        to: &KekId,
+        denied: &mut HashSet<KekId>,
+    ) -> Result<WrappedRecord, KmsError> {
         let scope = &stored.dek.scope;
         let context = kms::kms_context(&scope.tenant, &scope.key, stored.dek.id, &scope.bound)
             .map_err(|error| KmsError::damaged(to, error.to_string()))?;
@@ -298,6 +311,11 @@ impl Work<'_> {
                     });
                 }
                 Err(error) => {
+                    if let KmsError::Denied { kek, .. } = &error
+                        && denied.insert(kek.clone())
+                    {
+                        self.inner.parts.pool.denied(kek);
+                    }
                     decisive.get_or_insert(error);
                 }
             }
@@ -444,9 +462,13 @@ async fn ask(inner: &Inner, kek: &Kek, ask_now: bool) -> Option<String> {
     inner.budget.take().await;
     match inner.parts.kms.describe(kek, Urgency::Background).await {
         Ok(described) => {
+            if matches!(described.state, KekState::Disabled | KekState::PendingDeletion) {
+                inner.parts.pool.denied(&kek.id);
+            }
             inner.asked().insert(kek.id.clone(), (now, described.material.clone()));
             described.material
         }
+        // Even a denial is only about describing: who may not look at a key may be allowed to use it.
         Err(error) => {
             tracing::warn!(kek = %kek.id, %error, "the KMS does not describe a KEK");
             None

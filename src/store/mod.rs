@@ -204,6 +204,19 @@ pub trait Store: Send + Sync {
     /// under no tenant. Each stands once, with its latest change, in the order of the changes.
     async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError>;
 
+    /// Writes down that the KMS has said no for this KEK, for all who have its data keys in memory. Returns the denial's
+    /// number, larger than all before. Of one KEK only the latest denial is kept. Those of before `forget_before` are
+    /// forgotten, but for the newest of all: numbers never start again.
+    async fn note_denial(
+        &self,
+        kek: &KekId,
+        now: Timestamp,
+        forget_before: Timestamp,
+    ) -> Result<u64, StoreError>;
+
+    /// The denials after the one numbered `after` (0 for all), in the order of their numbers.
+    async fn denials(&self, after: u64) -> Result<Vec<KekDenial>, StoreError>;
+
     /// Whether the store answers: a cheap read.
     async fn ping(&self) -> Result<(), StoreError>;
 
@@ -514,6 +527,17 @@ pub struct Change {
     pub seq: u64,
     /// Whose records; none for what belongs to no single tenant.
     pub tenant: Option<TenantId>,
+}
+
+/// Says that the KMS has said no for a KEK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KekDenial {
+    /// The denial's number; later ones have larger numbers.
+    pub seq: u64,
+    /// For which KEK.
+    pub kek: KekId,
+    /// When it was heard.
+    pub heard_at: Timestamp,
 }
 
 /// An API key as stored: without its secret.

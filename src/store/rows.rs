@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::{
     ApiKeyRecord, Change, DekRecord, DekScope, DekState, EnvelopeWeight, GrantRecord, GrantScope, JobKind,
-    JobRecord, JobState, KekMaterial, KeyPolicy, KeyRecord, ShredRecord, Status, StoreError, StoredDek,
-    SweepRecord, Target, TenantRecord, WrappedRecord,
+    JobRecord, JobState, KekDenial, KekMaterial, KeyPolicy, KeyRecord, ShredRecord, Status, StoreError,
+    StoredDek, SweepRecord, Target, TenantRecord, WrappedRecord,
 };
 use crate::clock::Timestamp;
 use crate::tenant::{AssumedRole, Kek, KekRing, KeyName, TenantId, Verb};
@@ -73,6 +73,18 @@ pub(super) fn change<R: Cells>(row: &R) -> Result<Change, StoreError> {
         Ok(Change { seq: row.number("seq")?.try_into()?, tenant })
     };
     read().map_err(|doubt| StoreError::Unreadable(format!("changes: {doubt}").into()))
+}
+
+/// A row of `sql::DENIALS`.
+pub(super) fn kek_denial<R: Cells>(row: &R) -> Result<KekDenial, StoreError> {
+    let read = || -> Result<KekDenial, Doubt> {
+        Ok(KekDenial {
+            seq: row.number("seq")?.try_into()?,
+            kek: row.text("kek")?.parse()?,
+            heard_at: Timestamp::from_unix_ms(row.number("heard_at")?),
+        })
+    };
+    read().map_err(|doubt| StoreError::Unreadable(format!("kek_denials: {doubt}").into()))
 }
 
 /// The tenants in rows of `sql::TENANT*`: one row for each KEK, in the order of ids.

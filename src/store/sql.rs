@@ -117,6 +117,13 @@ statements! {
 
     CHANGES = "SELECT tenant, seq FROM changes WHERE seq > $1 ORDER BY seq";
 
+    NOTE_DENIAL = "INSERT INTO kek_denials (kek, seq, heard_at) \
+        VALUES ($1, (SELECT COALESCE(MAX(seq), 0) + 1 FROM kek_denials), $2) \
+        ON CONFLICT (kek) DO UPDATE SET seq = excluded.seq, heard_at = excluded.heard_at \
+        RETURNING kek, seq, heard_at";
+    FORGET_DENIALS = "DELETE FROM kek_denials WHERE heard_at < $1 AND seq < $2";
+    DENIALS = "SELECT kek, seq, heard_at FROM kek_denials WHERE seq > $1 ORDER BY seq";
+
     INSERT_API_KEY = "INSERT INTO api_keys (id, name, secret_hash, verbs, created_at, expires_at, revoked_at) \
         VALUES ($1, $2, $3, $4, $5, $6, $7)";
     INSERT_API_KEY_TENANT = "INSERT INTO api_key_tenants (api_key, tenant) VALUES ($1, $2)";

@@ -4,12 +4,14 @@
 //! it was read at. A poll of [`Store::changes`] moves the marks of the tenants that changed, so that the hot path
 //! asks nothing but "is my mark still the same?", and only what changed is read again. While the registry cannot be
 //! asked, what is in memory stays good for a stated time.
+//!
+//! The same poll brings what other processes have heard of a KMS: that a KEK's owner has said no.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::{Store, StoreError};
+use super::{KekDenial, Store, StoreError};
 use crate::clock::Clock;
 use crate::tenant::TenantId;
 
@@ -19,10 +21,21 @@ pub struct ChangeWatch {
     clock: Clock,
     stale_max: Duration,
     marks: papaya::HashMap<Option<TenantId>, Arc<Mark>>,
-    seen: tokio::sync::Mutex<u64>,
+    seen: tokio::sync::Mutex<Seen>,
+    on_denial: OnceLock<Box<OnDenial>>,
     good_until_ms: AtomicU64,
     moved: tokio::sync::Notify,
 }
+
+/// The numbers of the last change and the last denial that a poll has found.
+#[derive(Default)]
+struct Seen {
+    change: u64,
+    denial: u64,
+}
+
+/// What is to be done when a denial is heard of.
+type OnDenial = dyn Fn(&KekDenial) + Send + Sync;
 
 /// Counts the changes of one tenant, or of what belongs to none.
 #[derive(Default)]
@@ -43,7 +56,8 @@ impl ChangeWatch {
             clock,
             stale_max,
             marks: papaya::HashMap::new(),
-            seen: tokio::sync::Mutex::new(0),
+            seen: tokio::sync::Mutex::default(),
+            on_denial: OnceLock::new(),
             good_until_ms: AtomicU64::new(0),
             moved: tokio::sync::Notify::new(),
         };
@@ -61,10 +75,23 @@ impl ChangeWatch {
         as_ms(monotonic) < self.good_until_ms.load(Ordering::Acquire)
     }
 
-    /// Asks the registry what has changed since the last time, and moves the marks.
+    /// Has every denial that a poll finds given to `heed`, those of this process too. For one who heeds them.
+    pub fn heed_denials(&self, heed: impl Fn(&KekDenial) + Send + Sync + 'static) {
+        let _ = self.on_denial.set(Box::new(heed));
+    }
+
+    /// Asks the registry what has changed and who has been denied since the last time, moves the marks, and has the
+    /// denials heeded.
     pub async fn poll(&self) -> Result<(), StoreError> {
         let mut seen = self.seen.lock().await;
-        let changes = self.store.changes(*seen).await?;
+        let denials = self.store.denials(seen.denial).await?;
+        for denial in denials {
+            if let Some(heed) = self.on_denial.get() {
+                heed(&denial);
+            }
+            seen.denial = seen.denial.max(denial.seq);
+        }
+        let changes = self.store.changes(seen.change).await?;
         if !changes.is_empty() {
             self.moved.notify_one();
         }
@@ -73,7 +100,7 @@ impl ChangeWatch {
             if let Some(mark) = self.marks.pin().get(&change.tenant) {
                 mark.0.fetch_add(1, Ordering::AcqRel);
             }
-            *seen = (*seen).max(change.seq);
+            seen.change = seen.change.max(change.seq);
         }
         self.extend();
         Ok(())

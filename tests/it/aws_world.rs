@@ -6,15 +6,16 @@ use std::time::Duration;
 use keyfold::clock::Clock;
 use keyfold::config::Settings;
 use keyfold::kms::Kms;
+use keyfold::kms::aws::AwsKms;
 use keyfold::kms::guarded::GuardedKms;
 use keyfold::kms::router::KmsRouter;
 use keyfold::tenant::Verb;
-use kms_emulator::{CreateKey, Emulator};
+use kms_emulator::{Builder, CreateKey, Emulator};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::caller::Caller;
-use crate::kms_aws::{FRANKFURT, IRELAND, aws};
+use crate::kms_aws::{FRANKFURT, IRELAND, credentials, options};
 use crate::service::{START, Service, serve};
 
 /// What outlives a service: the KMS, the data folder, the time.
@@ -30,9 +31,13 @@ pub(crate) struct AwsWorld {
 }
 
 impl AwsWorld {
-    #[expect(clippy::disallowed_methods, reason = "ended when the world is dropped")]
     pub(crate) async fn new() -> Self {
-        let builder = Emulator::builder().region(IRELAND).region(FRANKFURT);
+        Self::of(Emulator::builder().region(IRELAND).region(FRANKFURT)).await
+    }
+
+    /// The same over this emulator.
+    #[expect(clippy::disallowed_methods, reason = "ended when the world is dropped")]
+    pub(crate) async fn of(builder: Builder) -> Self {
         let emulator = builder.remember_data_keys().start().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let settings = Settings { data_dir: folder.path().to_owned(), ..Settings::default() };
@@ -49,7 +54,13 @@ impl AwsWorld {
 
     /// A service on the data folder, with its background tasks.
     pub(crate) async fn start(&self) -> Service {
-        let inner = Arc::new(aws(&self.emulator.url()));
+        self.start_as("any").await
+    }
+
+    /// The same with this access key.
+    pub(crate) async fn start_as(&self, access_key: &str) -> Service {
+        let inner = AwsKms::with_credentials(options(&self.emulator.url()), credentials(access_key));
+        let inner = Arc::new(inner);
         let guard = GuardedKms::new(inner, self.clock.clone(), self.settings.aws.guard());
         let kms: Arc<dyn Kms> = Arc::new(KmsRouter::new(None, Arc::new(guard.clone())));
         let service = serve(&self.settings, &self.clock, kms, Some(guard), None).await;

@@ -161,3 +161,26 @@ async fn it_leaves_no_core_unless_that_is_switched_on() {
     assert_eq!(core_limits(program.id()), core_limits("self"));
     program.stop().await;
 }
+
+fn core_filter(process: impl std::fmt::Display) -> u32 {
+    let filter = std::fs::read_to_string(format!("/proc/{process}/coredump_filter")).unwrap();
+    u32::from_str_radix(filter.trim(), 16).unwrap()
+}
+
+/// Also where cores are written: who debugs a crash need not have the keys in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_core_holds_none_of_its_memory_unless_that_is_switched_on() {
+    assert_ne!(core_filter("self"), 0, "this test could not tell the difference");
+    for (setting, expected) in [(None, 0), (Some("true"), 0), (Some("false"), core_filter("self"))] {
+        for dumpable in ["false", "true"] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut variables = vec![("KEYFOLD_MEMORY__NO_CORE", "false")];
+            variables.push(("KEYFOLD_MEMORY__NOT_DUMPABLE", dumpable));
+            variables.extend(setting.map(|value| ("KEYFOLD_MEMORY__DONT_DUMP", value)));
+            let program = Program::serve(folder.path(), &["--dev"], &variables).await;
+            assert_eq!(core_filter(program.id()), expected, "{variables:?}");
+            let log = program.stop().await;
+            assert!(!log.contains("out of a core"), "{log}");
+        }
+    }
+}

@@ -22,6 +22,7 @@ mod bad_input;
 mod bulk;
 mod caller;
 mod cli;
+mod compose;
 mod context;
 mod contract;
 mod docs;

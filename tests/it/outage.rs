@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use envelope::{EncryptionContext, WrappedDataKey, WrappedKeys};
+use keyfold::config::{Settings, Variables};
 use keyfold::store::{DekScope, Store as _, StoredDek, WrappedRecord};
 use keyfold::tenant::Verb;
-use kms_emulator::{Fault, FaultScope};
+use kms_emulator::{CreateKey, Emulator, Fault, FaultScope, Principal, Role};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -167,7 +168,7 @@ async fn a_cold_tenant_whose_kms_hangs_slows_down_neither_a_hot_one_nor_another_
     assert!(served.is_ok(), "others wait for the tenant whose KMS hangs");
     for answer in hangs.join_all().await {
         answer.problem("kms_unavailable");
-        assert_eq!(answer.headers["retry-after"], "1");
+        assert_eq!(answer.headers["retry-after"], "5", "the circuit is open for five seconds");
     }
     assert_eq!(ready(&service).await.0, "degraded", "the region's circuit is open");
     // For another tenant's key that is no reason to be refused.
@@ -189,13 +190,24 @@ async fn with_its_first_region_black_holed_no_hot_request_fails_and_cold_tenants
     let cold = world.tenant(&service, "cold", &[&ireland, &frankfurt]).await;
     let cold_too = world.tenant(&service, "cold-too", &[&primary, &replica]).await;
     let load = Load::on(&hot).await;
+    // Another process, which has nothing in memory.
+    let fresh = world.start().await;
+    let mut to_open = Vec::new();
+    for caller in &hot[..2] {
+        let ciphertext = caller.encrypt(b"hello", &none()).await;
+        to_open.push((fresh.anonymous().with_token(caller.token()), ciphertext));
+    }
     world.emulator.faults().set(FaultScope::region(IRELAND), Fault::BlackHole);
 
     let started = world.clock.monotonic();
     let ciphertext = cold.encrypt(b"hello", &none()).await;
     cold_too.encrypt(b"hello", &none()).await;
+    for (caller, ciphertext) in &to_open {
+        assert_eq!(caller.decrypt(ciphertext, &none()).await, b"hello");
+    }
     let took = world.clock.monotonic().checked_sub(started).unwrap();
     assert!(took < Duration::from_secs(5), "{took:?}");
+    fresh.stop().await;
     let forms = active_dek(&service, "cold").await.wrapped;
     assert_eq!(forms.len(), 1, "the member that is down is missing");
     assert_eq!(forms[0].kek.as_str(), frankfurt);
@@ -254,7 +266,9 @@ async fn an_hour_without_any_region_is_outlasted_by_hot_tenants_and_ends_with_on
     hot.try_encrypt(b"hello", &none()).await.problem("kms_unavailable");
     let refused = hot.try_decrypt(&ciphertext, &none()).await;
     refused.problem("kms_unavailable");
-    assert_eq!(refused.headers["retry-after"], "1");
+    // The circuits have been open for long: they are looked at every 30 seconds.
+    let seconds: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((2..=30).contains(&seconds), "{seconds}");
     world.pass(10).await;
     wiped_by_the_background(&service).await;
     assert_eq!(ready(&service).await.0, "unable");
@@ -518,5 +532,139 @@ async fn wrapped_forms_swapped_in_an_envelope_are_refused() {
         world.pass(2).await;
     }
     assert_eq!(acme.decrypt(&envelope::text::encode(&ours), &none()).await, b"hello");
+    service.stop().await;
+}
+
+/// A policy that allows all of KMS and STS.
+fn everything() -> String {
+    let statement = json!([{"Effect": "Allow", "Action": "*", "Resource": "*"}]);
+    json!({"Version": "2012-10-17", "Statement": statement}).to_string()
+}
+
+/// Nobody has decided anything about the key, and yet nobody is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_the_kms_does_not_take_show_in_readiness_until_it_takes_them() {
+    let keyfold = Principal::new("arn:aws:iam::111122223333:user/keyfold").identity_policy(everything());
+    let builder = Emulator::builder().region(IRELAND).region(FRANKFURT).strict_credentials();
+    let world = AwsWorld::of(builder.principal("AKIAGOOD", keyfold.clone())).await;
+    let service = world.start_as("AKIAGOOD").await;
+    let acme = world.tenant(&service, "acme", &[&world.key(IRELAND)]).await;
+    let ciphertext = acme.encrypt(b"hello", &none()).await;
+    let token = acme.token().to_owned();
+    service.stop().await;
+
+    let service = world.start_as("AKIALATER").await;
+    let acme = service.anonymous().with_token(token);
+    let refused_at = world.clock.monotonic();
+    acme.try_decrypt(&ciphertext, &none()).await.problem("kms_unavailable");
+    world.pass(2).await;
+    let (status, reasons) = ready(&service).await;
+    assert_eq!(status, "unable", "no data key is in memory, and none can be had");
+    for said in [IRELAND, "credentials", "since 2026-11-23T12:", "web identity"] {
+        assert!(reasons.contains(said), "{said}: {reasons}");
+    }
+    // Without requests nobody would ever find out that it is over.
+    let elapsed = world.clock.monotonic().checked_sub(refused_at).unwrap();
+    world.pass(62_u64.saturating_sub(elapsed.as_secs())).await;
+    assert_eq!(ready(&service).await.0, "degraded");
+
+    world.emulator.add_principal("AKIALATER", keyfold).unwrap();
+    assert_eq!(acme.decrypt(&ciphertext, &none()).await, b"hello");
+    world.pass(2).await;
+    assert_eq!(ready(&service).await.0, "ready");
+
+    // What throttles is told too, and is no reason to be taken out.
+    world.emulator.faults().set(FaultScope::any(), Fault::throttle(0));
+    let cold = service.anonymous().with_token(acme.token());
+    world.pass(310).await;
+    cold.try_decrypt(&ciphertext, &none()).await;
+    world.pass(2).await;
+    let (status, reasons) = ready(&service).await;
+    assert_eq!(status, "degraded");
+    assert!(reasons.contains("throttles"), "{reasons}");
+    service.stop().await;
+}
+
+/// As docs/aws.md says it to owners: each key of a ring opens everything, so all of them have to be disabled.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_disables_one_key_of_a_ring_cuts_nobody_off_and_who_disables_all_of_them_does() {
+    let mut world = AwsWorld::new().await;
+    world.settings.aws.regions_nearest = vec![FRANKFURT.to_owned()];
+    let service = world.start().await;
+    let separate = [world.key(FRANKFURT), world.key(IRELAND)];
+    // The nearest is the replica: the primary is never asked.
+    let [primary, replica] = world.replicated_key();
+    let replicated = [replica, primary];
+    let mut tenants = Vec::new();
+    for (id, ring) in [("separate", &separate), ("replicated", &replicated)] {
+        let caller = world.tenant(&service, id, &ring.each_ref().map(String::as_str)).await;
+        let ciphertext = caller.encrypt(b"hello", &none()).await;
+        tenants.push((caller, ciphertext));
+    }
+    world.emulator.disable_key(&separate[0]).unwrap();
+    world.emulator.disable_key(&replicated[1]).unwrap();
+    world.pass(310).await;
+    for (caller, ciphertext) in &tenants {
+        assert_eq!(caller.decrypt(ciphertext, &none()).await, b"hello");
+        caller.encrypt(b"hello", &none()).await;
+    }
+    world.emulator.disable_key(&separate[1]).unwrap();
+    world.emulator.disable_key(&replicated[0]).unwrap();
+    world.pass(310).await;
+    for (caller, ciphertext) in &tenants {
+        caller.try_decrypt(ciphertext, &none()).await.problem("kek_denied");
+        caller.try_encrypt(b"hello", &none()).await.problem("kek_denied");
+    }
+    service.stop().await;
+}
+
+/// The session that is there lasts for the 900 seconds that docs/aws.md names; the next one is not granted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_no_longer_trusts_the_service_cuts_its_tenant_off_with_the_next_session() {
+    const ROLE: &str = "arn:aws:iam::444455556666:role/keyfold";
+    let service_user = "arn:aws:iam::111122223333:user/keyfold";
+    let role = || Role::new(ROLE).external_id("acme-7f3a");
+    let builder = Emulator::builder().region(IRELAND).role(role().trust(service_user));
+    let keyfold = Principal::new(service_user).identity_policy(everything());
+    let world = AwsWorld::of(builder.principal("AKIASERVICE", keyfold)).await;
+    let kek = world.emulator.create_key(IRELAND, CreateKey::new().account("444455556666")).unwrap();
+    let service = world.start_as("AKIASERVICE").await;
+    let operator = world.tenant(&service, "operator", &[&world.key(IRELAND)]).await;
+    let keks = json!([{"kek": kek, "role": ROLE, "external_id": "acme-7f3a"}]);
+    operator.post("/v1/tenants", &json!({"tenant": "acme", "keks": keks})).await.ok(201);
+    let acme = service.caller(&["acme"], &Verb::ALL).await;
+    let ciphertext = acme.encrypt(b"hello", &none()).await;
+    let token = acme.token().to_owned();
+
+    world.emulator.faults().set(FaultScope::any().operation("AssumeRole"), Fault::Deny);
+    world.pass(310).await;
+    assert_eq!(acme.decrypt(&ciphertext, &none()).await, b"hello", "the session that is there still counts");
+    // It runs out. Until the next one is asked for this is no word of the owner's.
+    world.emulator.advance(Duration::from_secs(901));
+    world.pass(310).await;
+    assert_eq!(acme.decrypt(&ciphertext, &none()).await, b"hello", "outlasted, as an outage is");
+    service.stop().await;
+    let service = world.start_as("AKIASERVICE").await;
+    let acme = service.anonymous().with_token(token);
+    acme.try_decrypt(&ciphertext, &none()).await.problem("kek_denied");
+    acme.try_encrypt(b"hello", &none()).await.problem("kek_denied");
+    world.emulator.faults().clear();
+    world.pass(2).await;
+    assert_eq!(acme.decrypt(&ciphertext, &none()).await, b"hello");
+    service.stop().await;
+}
+
+/// The KMS is to blame, and the caller hears so, however short the time for requests is.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_short_time_for_requests_a_kms_that_hangs_is_no_matter_of_the_deadline() {
+    let mut world = AwsWorld::new().await;
+    let short = Variables::of([("KEYFOLD_HTTP__REQUEST_SECS_MAX", "2")]);
+    let data_dir = world.settings.data_dir.clone();
+    world.settings = Settings { data_dir, ..Settings::load(None, &short).unwrap() };
+    let service = world.start().await;
+    let ring = [world.key(IRELAND), world.key(FRANKFURT)];
+    let caller = world.tenant(&service, "acme", &ring.each_ref().map(String::as_str)).await;
+    world.emulator.faults().set(FaultScope::any(), Fault::BlackHole);
+    caller.try_encrypt(b"hello", &none()).await.problem("kms_unavailable");
     service.stop().await;
 }

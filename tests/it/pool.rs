@@ -565,3 +565,118 @@ async fn a_key_ring_that_is_rotated_goes_on_opening_what_it_wrapped_before() {
     assert_eq!(plaintext(&opened), b"hello");
     service.stop().await;
 }
+
+/// One round of the background, and of nothing else.
+async fn tend(service: &Service) {
+    let tracker = tokio_util::task::TaskTracker::new();
+    tracker.close();
+    service.app.pool().tend(&tracker).await;
+    tracker.wait().await;
+}
+
+/// Each has its own memory, and its own renewals are minutes away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denial_that_one_process_hears_takes_effect_in_the_others_with_their_next_poll() {
+    let world = World::new().await;
+    world.keyring.add("two").await.unwrap();
+    let (one, two) = (world.start_without_keeper().await, world.start_without_keeper().await);
+    let hot = one.tenant_and_caller("hot").await;
+    let cold = one.tenant_and_caller("cold").await;
+    one.tenant_with("other", &["local:two"]).await;
+    let other = one.caller(&["other"], &keyfold::tenant::Verb::ALL).await;
+    let ciphertext = hot.encrypt(b"hello", &json!({})).await;
+    other.encrypt(b"hello", &json!({})).await;
+    let hot_at_two = two.anonymous().with_token(hot.token());
+    let other_at_two = two.anonymous().with_token(other.token());
+    hot_at_two.encrypt(b"hello", &json!({})).await;
+    assert_eq!(hot_at_two.decrypt(&ciphertext, &json!({})).await, b"hello");
+    other_at_two.encrypt(b"hello", &json!({})).await;
+    tend(&two).await;
+
+    world.keyring.disable("one").await.unwrap();
+    hot_at_two.encrypt(b"nobody has heard of it yet", &json!({})).await;
+    cold.try_encrypt(b"hello", &json!({})).await.problem("kek_denied");
+    until("the denial is written down", || one.store.denials_noted() == 1).await;
+    tend(&two).await;
+    hot_at_two.try_encrypt(b"hello", &json!({})).await.problem("kek_denied");
+    hot_at_two.try_decrypt(&ciphertext, &json!({})).await.problem("kek_denied");
+    let calls = world.kms.calls();
+    other_at_two.encrypt(b"hello", &json!({})).await;
+    assert_eq!(world.kms.calls(), calls, "what another KEK has vouched for stays");
+
+    world.keyring.enable("one").await.unwrap();
+    world.pass(2);
+    assert_eq!(hot_at_two.decrypt(&ciphertext, &json!({})).await, b"hello");
+    tend(&two).await;
+    let calls = world.kms.calls();
+    assert_eq!(hot_at_two.decrypt(&ciphertext, &json!({})).await, b"hello");
+    assert_eq!(world.kms.calls(), calls, "an old denial is heeded once");
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kek_that_is_denied_again_and_again_is_written_down_every_five_seconds_and_no_word_is_lost() {
+    let world = World::new().await;
+    let service = world.start_without_keeper().await;
+    let hot = service.tenant_and_caller("hot").await;
+    let mut cold = Vec::new();
+    for n in 0..20 {
+        cold.push(service.tenant_and_caller(&format!("cold{n}")).await);
+    }
+    hot.encrypt(b"hello", &json!({})).await;
+    world.keyring.disable("one").await.unwrap();
+    let deny_all = async || {
+        for caller in &cold {
+            caller.try_encrypt(b"hello", &json!({})).await.problem("kek_denied");
+        }
+    };
+    let noted = async |times: u64| {
+        until("the denial is written down", || service.store.denials_noted() >= times).await;
+        tend(&service).await;
+        assert_eq!(service.store.denials_noted(), times);
+    };
+    deny_all().await;
+    noted(1).await;
+    world.clock.advance(Duration::from_millis(4_999));
+    deny_all().await;
+    noted(1).await;
+    // The last of them is told when the time comes, though nobody asks any more.
+    world.clock.advance(Duration::from_millis(1));
+    tend(&service).await;
+    noted(2).await;
+    world.pass(60);
+    tend(&service).await;
+    noted(2).await;
+
+    // A registry that is away takes no word from anybody: it is told later.
+    service.store.down(true);
+    service.app.pool().denied(&crate::service::KEK.parse().unwrap());
+    tend(&service).await;
+    service.store.down(false);
+    world.pass(5);
+    tend(&service).await;
+    noted(3).await;
+    service.stop().await;
+}
+
+/// What the KMS was asked before a denial may be answered after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_a_denial_has_overtaken_is_not_used_and_the_kms_is_asked_again() {
+    let world = World::new().await;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let ciphertext = caller.encrypt(b"hello", &json!({})).await;
+    service.app.pool().clear();
+    world.kms.hold();
+    let before = world.kms.calls();
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { caller.decrypt(&ciphertext, &json!({})).await });
+    world.kms.arrived(before + 1).await;
+    world.clock.advance(Duration::from_millis(1));
+    service.app.pool().denied(&crate::service::KEK.parse().unwrap());
+    world.kms.release();
+    assert_eq!(asking.join_all().await, [b"hello"]);
+    assert_eq!(world.kms.unwraps(), 2);
+    service.stop().await;
+}

@@ -13,8 +13,8 @@ use keyfold::kms::{Generated, KekDescription, Kms, KmsError, Urgency, Wrapped};
 use keyfold::store::sqlite::SqliteStore;
 use keyfold::store::{
     Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, Fence, FencedChange, GrantRecord,
-    GrantStore, JobKind, JobRecord, KekMaterial, KekUse, KeyRecord, RotationStore, ShredRecord, Store,
-    StoreError, StoredDek, SweepRecord, Target, TenantRecord, Usage, WrappedRecord,
+    GrantStore, JobKind, JobRecord, KekDenial, KekMaterial, KekUse, KeyRecord, RotationStore, ShredRecord,
+    Store, StoreError, StoredDek, SweepRecord, Target, TenantRecord, Usage, WrappedRecord,
 };
 use keyfold::tenant::{Kek, KekId, KeyName, TenantId};
 use tokio::sync::watch;
@@ -168,16 +168,27 @@ pub(crate) struct FaultyStore {
     inner: SqliteStore,
     down: AtomicBool,
     refuses_deks: AtomicBool,
+    denials_noted: AtomicU64,
 }
 
 impl FaultyStore {
     pub(crate) fn new(inner: SqliteStore) -> Self {
-        Self { inner, down: AtomicBool::new(false), refuses_deks: AtomicBool::new(false) }
+        Self {
+            inner,
+            down: AtomicBool::new(false),
+            refuses_deks: AtomicBool::new(false),
+            denials_noted: AtomicU64::new(0),
+        }
     }
 
     /// Whether nothing answers from now on.
     pub(crate) fn down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
+    }
+
+    /// How many denials were written down.
+    pub(crate) fn denials_noted(&self) -> u64 {
+        self.denials_noted.load(Ordering::SeqCst)
     }
 
     /// Whether new data keys cannot be written from now on.
@@ -350,6 +361,21 @@ impl Store for FaultyStore {
 
     async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError> {
         self.answers()?.changes(after).await
+    }
+
+    async fn note_denial(
+        &self,
+        kek: &KekId,
+        now: Timestamp,
+        forget_before: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let noted = self.answers()?.note_denial(kek, now, forget_before).await;
+        self.denials_noted.fetch_add(1, Ordering::SeqCst);
+        noted
+    }
+
+    async fn denials(&self, after: u64) -> Result<Vec<KekDenial>, StoreError> {
+        self.answers()?.denials(after).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

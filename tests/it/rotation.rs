@@ -592,3 +592,43 @@ async fn rotate_all(service: &Service, world: &World, tenants: usize) -> (u64, D
         world.clock.advance(Duration::from_millis(100));
     }
 }
+
+/// Rotation asks the KMS too, and may be the first to hear of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rotation_hears_of_a_kek_takes_effect_for_what_is_in_memory() {
+    let mut world = world().await;
+    world.settings.rotation.kek_check_secs = 0;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    history(&caller, 3).await;
+    rotate(&service).await;
+    let due = async || {
+        service.store.nudge_sweep(&"acme".parse().unwrap(), world.clock.now()).await.unwrap();
+    };
+    // Described as disabled.
+    caller.encrypt(b"hello", &json!({})).await;
+    world.keyring.disable("one").await.unwrap();
+    caller.encrypt(b"nobody has heard of it yet", &json!({})).await;
+    due().await;
+    service.app.rotation.reconcile().await.unwrap();
+    caller.try_encrypt(b"hello", &json!({})).await.problem("kek_denied");
+    world.keyring.enable("one").await.unwrap();
+    world.pass(10);
+
+    // Refused when data keys are to be rewrapped: several of them, which is one word.
+    caller.encrypt(b"hello", &json!({})).await;
+    let noted = service.store.denials_noted();
+    world.keyring.rotate("one").await.unwrap();
+    world.kms.fail(KmsFault::Denied);
+    due().await;
+    assert!(service.app.rotation.reconcile().await.unwrap().failed > 0);
+    assert_eq!(service.app.pool().plaintext_deks(), 0);
+    caller.try_encrypt(b"hello", &json!({})).await.problem("kek_denied");
+    let wait = async {
+        while service.store.denials_noted() == noted {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), wait).await.is_ok(), "the others are not told");
+    service.stop().await;
+}

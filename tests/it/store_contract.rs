@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use envelope::{DataKeyId, EncryptionContext};
 use keyfold::clock::Timestamp;
 use keyfold::store::{
-    Activation, ApiKeyRecord, DekRecord, DekScope, DekState, EnvelopeWeight, KeyPolicy, KeyRecord, Status,
-    Store, StoreError, StoredDek, TenantRecord, Usage, WrappedRecord,
+    Activation, ApiKeyRecord, DekRecord, DekScope, DekState, EnvelopeWeight, KekDenial, KeyPolicy, KeyRecord,
+    Status, Store, StoreError, StoredDek, TenantRecord, Usage, WrappedRecord,
 };
 use keyfold::tenant::{AssumedRole, Kek, KekId, KekRing, KeyName, TenantId, Verb};
 use tokio::task::JoinSet;
@@ -61,6 +61,7 @@ macro_rules! store_contract {
             keys_and_usable_api_keys_are_counted_for_each_tenant
             changes_tell_whose_records_to_read_again
             what_changes_nothing_is_no_change
+            denials_are_found_by_their_numbers_and_forgotten_in_time_but_for_the_newest
             a_closed_store_says_that_it_is_unavailable
             random_histories_are_those_of_the_model
         );
@@ -1130,4 +1131,51 @@ pub(crate) async fn what_changes_nothing_is_no_change<F: Fixture>() {
     };
     store.add_usage(&[usage]).await.unwrap();
     assert_eq!(store.changes(0).await.unwrap(), before);
+}
+
+// ---- denials ----
+
+/// Which KEKs have been denied since the last call, in the order of the denials.
+async fn denied(store: &dyn Store, seen: &mut u64) -> Vec<String> {
+    let denials = store.denials(*seen).await.unwrap();
+    for denial in &denials {
+        assert!(denial.seq > *seen, "{denials:?} after {seen}");
+        *seen = denial.seq;
+    }
+    denials.into_iter().map(|denial| denial.kek.to_string()).collect()
+}
+
+pub(crate) async fn denials_are_found_by_their_numbers_and_forgotten_in_time_but_for_the_newest<
+    F: Fixture,
+>() {
+    let fixture = F::fresh().await;
+    let (store, there) = (fixture.open().await, fixture.open().await);
+    let (one, two, three) = (kek("one"), kek("two"), kek("three"));
+    let never = at(0);
+    let mut seen = 0;
+    assert_eq!(denied(&*there, &mut seen).await, [""; 0]);
+    let first = store.note_denial(&one, at(10), never).await.unwrap();
+    assert_eq!(denied(&*there, &mut seen).await, ["local:one"]);
+    assert_eq!(seen, first);
+    store.note_denial(&two, at(20), never).await.unwrap();
+    // Denied once more: it is news again, and stands once.
+    let again = store.note_denial(&one, at(30), never).await.unwrap();
+    assert_eq!(denied(&*there, &mut seen).await, ["local:two", "local:one"]);
+    let latest = KekDenial { seq: again, kek: one.clone(), heard_at: at(30) };
+    assert_eq!(there.denials(again - 1).await.unwrap(), [latest]);
+
+    // At the very edge nothing is forgotten; a moment later it is.
+    store.note_denial(&three, at(40), at(20)).await.unwrap();
+    assert_eq!(denied(&*there, &mut 0).await, ["local:two", "local:one", "local:three"]);
+    store.note_denial(&three, at(41), at(21)).await.unwrap();
+    assert_eq!(denied(&*there, &mut 0).await, ["local:one", "local:three"]);
+    // However old: were the newest forgotten, the numbers would start again, and who has seen it would miss the next.
+    store.note_denial(&two, at(50), at(9_000)).await.unwrap();
+    assert_eq!(denied(&*there, &mut 0).await, ["local:two"]);
+    assert_eq!(denied(&*there, &mut seen).await, ["local:two"]);
+    store.close().await;
+    there.close().await;
+    let store = fixture.open().await;
+    assert!(store.note_denial(&one, at(60), at(9_000)).await.unwrap() > seen);
+    assert_eq!(denied(&*store, &mut seen).await, ["local:one"]);
 }

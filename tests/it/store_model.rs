@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use envelope::DataKeyId;
 use keyfold::clock::Timestamp;
 use keyfold::store::{
-    Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, EnvelopeWeight, KeyRecord, Status,
-    Store, StoreError, StoredDek, TenantRecord, Usage, WrappedRecord,
+    Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, EnvelopeWeight, KekDenial, KeyRecord,
+    Status, Store, StoreError, StoredDek, TenantRecord, Usage, WrappedRecord,
 };
 use keyfold::tenant::{Kek, KekId, KekRing, KeyName, TenantId, Verb};
 use proptest::prelude::*;
@@ -33,6 +33,7 @@ struct Tables {
     deks: BTreeMap<[u8; 16], StoredDek>,
     api_keys: BTreeMap<String, ApiKeyRecord>,
     changes: BTreeMap<Option<TenantId>, u64>,
+    denials: Vec<KekDenial>,
 }
 
 fn conflict<T>() -> Result<T, StoreError> {
@@ -416,6 +417,23 @@ impl Store for Model {
         Ok(changes)
     }
 
+    async fn note_denial(
+        &self,
+        kek: &KekId,
+        now: Timestamp,
+        forget_before: Timestamp,
+    ) -> Result<u64, StoreError> {
+        let denials = &mut self.tables().denials;
+        let seq = denials.last().map_or(0, |last| last.seq) + 1;
+        denials.retain(|denial| denial.kek != *kek && denial.heard_at >= forget_before);
+        denials.push(KekDenial { seq, kek: kek.clone(), heard_at: now });
+        Ok(seq)
+    }
+
+    async fn denials(&self, after: u64) -> Result<Vec<KekDenial>, StoreError> {
+        Ok(self.tables().denials.iter().filter(|denial| denial.seq > after).cloned().collect())
+    }
+
     async fn ping(&self) -> Result<(), StoreError> {
         Ok(())
     }
@@ -448,6 +466,7 @@ enum Call {
     InsertApiKey { id: &'static str, tenants: Vec<&'static str>, verbs: Vec<Verb> },
     RevokeApiKey(&'static str),
     ReleaseApiKey(&'static str, &'static str),
+    NoteDenial { kek: KekId, kept: u64 },
     Reopen,
 }
 
@@ -546,6 +565,7 @@ fn a_call() -> impl Strategy<Value = Call> {
             .prop_map(|(id, tenants, verbs)| Call::InsertApiKey { id, tenants, verbs }),
         1 => select(&API_KEYS).prop_map(Call::RevokeApiKey),
         1 => (select(&API_KEYS), select(&TENANTS)).prop_map(|(id, tenant)| Call::ReleaseApiKey(id, tenant)),
+        1 => (select(&KEKS), 0..9_u64).prop_map(|(name, kept)| Call::NoteDenial { kek: kek(name), kept }),
         1 => Just(Call::Reopen),
     ]
 }
@@ -596,6 +616,10 @@ async fn play(store: &dyn Store, call: &Call, now: Timestamp) -> String {
         }
         Call::RevokeApiKey(id) => shown(store.revoke_api_key(id, now).await),
         Call::ReleaseApiKey(id, tenant) => shown(store.release_api_key(id, &tenant_id(tenant)).await),
+        Call::NoteDenial { kek, kept } => {
+            let forget_before = now.minus(std::time::Duration::from_millis(*kept));
+            shown(store.note_denial(kek, now, forget_before).await)
+        }
         Call::Reopen => String::new(),
     }
 }
@@ -611,6 +635,7 @@ async fn dump(store: &dyn Store) -> Vec<String> {
     // Their order; how the numbers grow is the store's own affair.
     let changes = store.changes(0).await.unwrap();
     all.push(shown(Ok(changes.into_iter().map(|change| change.tenant).collect::<Vec<_>>())));
+    all.push(shown(store.denials(0).await));
     for tenant in TENANTS.map(tenant_id) {
         all.push(shown(store.tenant(&tenant).await));
         all.push(shown(store.keys(&tenant, None, 100).await));

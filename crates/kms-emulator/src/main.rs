@@ -1,9 +1,10 @@
 //! The emulator as a program, for demonstrations and compose files.
 
-use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use kms_emulator::{CreateKey, Emulator, Principal, Role};
@@ -59,6 +60,10 @@ struct Arguments {
     #[arg(long)]
     strict_credentials: bool,
 
+    /// Ask the emulator at --listen whether it is well, and end: for the health checks of containers.
+    #[arg(long)]
+    check: bool,
+
     /// Remember the plaintext data keys and show them under /_emulator/data-keys.
     #[arg(long)]
     remember_data_keys: bool,
@@ -80,6 +85,9 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<()> {
+    if arguments.check {
+        return check(arguments.listen);
+    }
     let mut builder = Emulator::builder().listen(arguments.listen).account(arguments.account);
     for region in &arguments.regions {
         builder = builder.region(region);
@@ -117,6 +125,17 @@ async fn run(arguments: Arguments) -> Result<()> {
     }
     emulator.shutdown().await;
     Ok(())
+}
+
+/// Whether an emulator at this address says that it is well.
+fn check(address: SocketAddr) -> Result<()> {
+    const TIME_MAX: Duration = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&address, TIME_MAX)?;
+    stream.set_read_timeout(Some(TIME_MAX))?;
+    stream.write_all(b"GET /_emulator/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(4_096).read_to_string(&mut answer)?;
+    if answer.starts_with("HTTP/1.1 200 ") { Ok(()) } else { Err("it is not well".into()) }
 }
 
 /// The ARN of the key with this alias, and this id if one is given, which is made if need be.

@@ -109,6 +109,15 @@ impl Breaker {
         }
     }
 
+    /// Whether calls do not pass, or would not have until less than `lately` ago. After that nobody knows: nobody has
+    /// called.
+    pub(super) fn was_out_lately(&self, now: Duration, lately: Duration) -> bool {
+        match self.state {
+            State::Closed { .. } => false,
+            State::Open { until, .. } | State::HalfOpen { until, .. } => now < until + lately,
+        }
+    }
+
     /// The state, and since when the circuit has not been closed.
     pub(super) fn state(&self) -> (Circuit, Option<Duration>) {
         match self.state {
@@ -185,6 +194,18 @@ mod tests {
         assert_eq!(breaker.admit(at(1)), Ok(()));
         breaker.probe_early(at(1));
         assert_eq!(breaker.blocked_until(at(1)), Some(at(3)));
+    }
+
+    #[test]
+    fn whether_it_is_still_out_is_known_for_a_while_after_the_next_call_may_pass() {
+        let (mut breaker, lately) = (opened_at(0), Duration::from_secs(60));
+        assert!(breaker.was_out_lately(at(64), lately));
+        assert!(!breaker.was_out_lately(at(65), lately), "nobody has called for a minute");
+        breaker.admit(at(65)).unwrap();
+        breaker.failed(at(65));
+        assert!(breaker.was_out_lately(at(65), lately));
+        breaker.answered();
+        assert!(!breaker.was_out_lately(at(65), lately));
     }
 
     #[test]

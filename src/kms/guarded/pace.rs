@@ -68,6 +68,11 @@ impl Pace {
         self.filled = now;
     }
 
+    /// When the KMS last throttled.
+    pub(super) fn throttled_at(&self) -> Option<Duration> {
+        self.throttled.map(|(_, at)| at)
+    }
+
     /// Calls a second that pass now.
     pub(super) fn rate(&self, now: Duration) -> f64 {
         let Some((rate, at)) = self.throttled else { return self.max };

@@ -19,6 +19,18 @@ const SILENT_MAX: usize = 64;
 /// How often the background looks whether the foreground has passed.
 const BACKGROUND_LOOKS: Duration = Duration::from_millis(20);
 
+/// What was seen no longer ago than this is how it is now.
+const LATELY: Duration = Duration::from_mins(1);
+
+/// What is known of a region.
+pub(super) struct Health {
+    pub(super) circuit: Circuit,
+    pub(super) circuit_since: Option<Duration>,
+    pub(super) credentials_since: Option<Duration>,
+    pub(super) throttles: bool,
+    pub(super) out_lately: bool,
+}
+
 pub(super) struct Region {
     name: Box<str>,
     clock: Clock,
@@ -34,6 +46,9 @@ struct State {
     pace: Pace,
     /// KEKs that could not be asked since the KMS last answered.
     silent: HashSet<KekId>,
+    /// Since when the service's own credentials do not do, and when that was last seen. Until the KMS answers anything
+    /// else.
+    credentials: Option<(Duration, Duration)>,
 }
 
 impl State {
@@ -62,6 +77,7 @@ impl Region {
             breaker: Breaker::new(limits),
             pace: Pace::new(options.calls_per_sec_max, clock.monotonic()),
             silent: HashSet::new(),
+            credentials: None,
         };
         Self {
             name: name.into(),
@@ -117,8 +133,9 @@ impl Region {
     }
 
     fn left_alone(&self, kek: &KekId, now: Duration, until: Duration) -> KmsError {
-        let wait = until.saturating_sub(now).as_millis();
-        KmsError::outage(kek, format!("{} does not answer; it is asked again in {wait} ms", self.name))
+        let wait = until.saturating_sub(now);
+        let detail = format!("{} does not answer; it is asked again in {} ms", self.name, wait.as_millis());
+        KmsError::left_alone(kek, wait, detail)
     }
 
     /// The turn of a call that a client waits for. None where it would come too late.
@@ -185,6 +202,9 @@ impl Region {
     fn answered(&self) {
         let mut state = self.state();
         state.silent.clear();
+        if state.credentials.take().is_some() {
+            tracing::info!(region = &*self.name, "the credentials for the KMS are taken again");
+        }
         if state.breaker.answered() == Change::Closed {
             tracing::info!(region = &*self.name, "the KMS answers again");
         }
@@ -210,12 +230,29 @@ impl Region {
             }
             // One key or one credential: no word about the region, but it has answered.
             OutageCause::KeyUnavailable => self.answered(),
-            OutageCause::Credentials => {}
+            OutageCause::Credentials => {
+                let since = &mut self.state().credentials;
+                if since.is_none() {
+                    tracing::warn!(region = &*self.name, error = %failure, "the credentials for the KMS do not do");
+                }
+                *since = Some((since.map_or(now, |(since, _)| since), now));
+            }
         }
     }
 
-    pub(super) fn circuit(&self) -> (Circuit, Option<Duration>) {
-        self.state().breaker.state()
+    /// How it is at this moment; the times are monotonic.
+    pub(super) fn health(&self) -> Health {
+        let now = self.clock.monotonic();
+        let state = self.state();
+        let (circuit, circuit_since) = state.breaker.state();
+        let refused_lately = state.credentials.is_some_and(|(_, last)| now < last + LATELY);
+        Health {
+            circuit,
+            circuit_since,
+            credentials_since: state.credentials.map(|(since, _)| since),
+            throttles: state.pace.throttled_at().is_some_and(|at| now < at + LATELY),
+            out_lately: state.breaker.was_out_lately(now, LATELY) || refused_lately,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -361,4 +361,41 @@ mod tests {
         assert_eq!(records.delete_due(due), 1);
         assert_eq!(infos(&records).len(), 2);
     }
+
+    fn kek_with(versions: usize) -> KekRecord {
+        let versions = (0..versions).map(|n| version(u8::try_from(n % 251).unwrap())).collect();
+        KekRecord { created_at: now(), state: RecordState::Enabled, versions }
+    }
+
+    #[test]
+    fn a_kek_takes_65535_versions_and_not_one_more() {
+        let mut records = Records::default();
+        records.0.insert(id("a"), kek_with(65_534));
+        records.rotate(&id("a"), version(1)).unwrap();
+        assert!(matches!(records.rotate(&id("a"), version(2)), Err(KeyRingError::Full)));
+        let read = Records::decode(&records.encode().unwrap()).unwrap();
+        assert_eq!(read.0[&id("a")].versions.len(), 65_535);
+        // However it came there: a number that the file cannot hold is never cut short.
+        records.0.insert(id("a"), kek_with(65_536));
+        assert!(matches!(records.encode(), Err(KeyRingError::Full)));
+    }
+
+    #[test]
+    fn a_key_ring_takes_its_16_mib_to_the_last_byte_and_not_one_more() {
+        let mut records = Records::default();
+        for name in ["a", "b", "c", "d"] {
+            records.0.insert(id(name), kek_with(65_535));
+        }
+        let limit = PAYLOAD_MIB_MAX << 20;
+        // A KEK takes 12 bytes and its id, and 56 for each version.
+        let left = limit - records.encode().unwrap().len();
+        let versions = (left - 12 - "local:e".len()) / 56;
+        let spare = (left - 12 - "local:e".len()) % 56;
+        let exact = "e".repeat(1 + spare);
+        records.0.insert(id(&exact), kek_with(versions));
+        assert_eq!(records.encode().unwrap().len(), limit);
+        let kek = records.0.remove(&id(&exact)).unwrap();
+        records.0.insert(id(&"e".repeat(2 + spare)), kek);
+        assert!(matches!(records.encode(), Err(KeyRingError::Full)));
+    }
 }

@@ -7,6 +7,7 @@
 
 mod api_keys;
 mod deks;
+mod denials;
 mod failure;
 mod file;
 mod grants;
@@ -23,8 +24,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions, SqliteSy
 use sqlx::{ConnectOptions, Sqlite, Transaction};
 
 use super::{
-    Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, KeyRecord, Store, StoreError, StoredDek,
-    TenantRecord, Usage, WrappedRecord, sql,
+    Activation, ApiKeyRecord, Change, DekRecord, DekScope, DekState, KekDenial, KeyRecord, Store, StoreError,
+    StoredDek, TenantRecord, Usage, WrappedRecord, sql,
 };
 use crate::clock::Timestamp;
 use crate::tenant::{KekId, KeyName, TenantId};
@@ -297,6 +298,19 @@ impl Store for SqliteStore {
 
     async fn changes(&self, after: u64) -> Result<Vec<Change>, StoreError> {
         tenants::changes(self, after).await
+    }
+
+    async fn note_denial(
+        &self,
+        kek: &KekId,
+        now: Timestamp,
+        forget_before: Timestamp,
+    ) -> Result<u64, StoreError> {
+        denials::note(self, kek, now, forget_before).await
+    }
+
+    async fn denials(&self, after: u64) -> Result<Vec<KekDenial>, StoreError> {
+        denials::after(self, after).await
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

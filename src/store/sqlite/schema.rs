@@ -9,10 +9,11 @@ use super::failure;
 use crate::store::StoreError;
 
 /// Every migration, oldest first: number, name, text.
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "registry", include_str!("../../../migrations/sqlite/0001_registry.sql")),
     (2, "rotation", include_str!("../../../migrations/sqlite/0002_rotation.sql")),
     (3, "grants", include_str!("../../../migrations/sqlite/0003_grants.sql")),
+    (4, "kek_denials", include_str!("../../../migrations/sqlite/0004_kek_denials.sql")),
 ];
 
 /// A name of our own, so that a database of another program that uses sqlx is not taken for a registry.

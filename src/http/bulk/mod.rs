@@ -4,6 +4,7 @@ pub(super) mod batch;
 mod context_header;
 pub(super) mod items;
 mod lines;
+pub(super) mod memory;
 pub(super) mod raw;
 pub(super) mod threads;
 

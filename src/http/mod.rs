@@ -266,7 +266,8 @@ fn route_table(options: &Options) -> Vec<Route> {
         batch(routes!(bulk::batch::encrypt_batch), DATA),
         batch(routes!(bulk::batch::decrypt_batch), OPENING),
         batch(routes!(bulk::batch::rewrap_batch), OPENING),
-        data(routes!(bulk::raw::rewrap_head), OPENING),
+        // Bytes, but no stream: what it takes is short.
+        Route { streams: false, ..data(routes!(bulk::raw::rewrap_head), OPENING) },
         admin(routes!(tenants::create), CHANGING_KEKS),
         admin(routes!(tenants::list), LOOKING),
         admin(routes!(tenants::read), LOOKING),

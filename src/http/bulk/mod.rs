@@ -39,4 +39,13 @@ pub(super) fn refuse_raw_headers(headers: &HeaderMap) -> Result<(), Problem> {
     })
 }
 
+/// Refuses those of a raw body's headers that its call does not read, for the same reason.
+fn refuse_unread_headers(headers: &HeaderMap, read: &[&str]) -> Result<(), Problem> {
+    let unread = RAW_HEADERS.into_iter().find(|name| headers.contains_key(*name) && !read.contains(name));
+    unread.map_or(Ok(()), |name| {
+        let told = format!("the header {name} means nothing to this call: leave it out");
+        Err(Problem::new(Code::MalformedRequest, told))
+    })
+}
+
 const RAW_HEADERS: [&str; 4] = ["keyfold-context", "keyfold-key", "keyfold-envelope", "keyfold-rewrap-mode"];

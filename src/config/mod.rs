@@ -225,6 +225,8 @@ pub struct HttpSettings {
     pub batch_items_max: usize,
     /// The largest body of a batch.
     pub batch_body_bytes_max: usize,
+    /// How much memory all batches together may take.
+    pub batch_memory_bytes_max: usize,
     /// The longest line of a body of lines.
     pub line_bytes_max: usize,
     /// How many bodies may be streamed at once.
@@ -266,6 +268,7 @@ impl Default for HttpSettings {
             admin_in_flight_max: edge.admin_in_flight_max,
             batch_items_max: edge.batch_items_max,
             batch_body_bytes_max: edge.batch_body_bytes_max,
+            batch_memory_bytes_max: edge.batch_memory_bytes_max,
             line_bytes_max: edge.line_bytes_max,
             transfers_max: edge.transfer.transfers_max,
             transfer_bytes_max: edge.transfer.transfer_bytes_max,
@@ -297,6 +300,7 @@ impl HttpSettings {
             admin_in_flight_max: self.admin_in_flight_max,
             batch_items_max: self.batch_items_max,
             batch_body_bytes_max: self.batch_body_bytes_max,
+            batch_memory_bytes_max: self.batch_memory_bytes_max,
             line_bytes_max: self.line_bytes_max,
             transfer: crate::http::TransferOptions {
                 transfers_max: self.transfers_max,
@@ -506,6 +510,9 @@ impl Settings {
         at_least("http.admin_in_flight_max", self.http.admin_in_flight_max as u64, 1)?;
         at_least("http.batch_items_max", self.http.batch_items_max as u64, 1)?;
         at_least("http.batch_body_bytes_max", self.http.batch_body_bytes_max as u64, 1_024)?;
+        // The largest batch must find room, if no other is there.
+        let batch_bytes_max = self.http.batch_body_bytes_max as u64;
+        at_least("http.batch_memory_bytes_max", self.http.batch_memory_bytes_max as u64, batch_bytes_max)?;
         at_least("http.line_bytes_max", self.http.line_bytes_max as u64, 1_024)?;
         at_least("http.transfers_max", self.http.transfers_max as u64, 1)?;
         at_least("http.transfer_bytes_max", self.http.transfer_bytes_max, 1_024)?;

@@ -36,6 +36,7 @@ use utoipa_axum::routes;
 use crate::access::Access;
 use crate::operations::Operations;
 use crate::tenant::KeyName;
+use bulk::memory::BatchMemory;
 use bulk::threads::BulkThreads;
 use handlers::{api_keys, decrypt, deks, encrypt, grants, health, jobs, keys, rewrap, shreds, tenants};
 use middleware::admission::Admission;
@@ -72,6 +73,8 @@ pub struct Options {
     pub batch_items_max: usize,
     /// The largest body of a batch, in bytes. Default 32 MiB.
     pub batch_body_bytes_max: usize,
+    /// How much memory all batches together may take, in bytes. Default 256 MiB.
+    pub batch_memory_bytes_max: usize,
     /// The longest line of a body of lines, in bytes. Default 1 MiB.
     pub line_bytes_max: usize,
     /// Bodies that are streamed.
@@ -101,6 +104,7 @@ impl Default for Options {
             fair_from_percent: 75,
             batch_items_max: 10_000,
             batch_body_bytes_max: 32 << 20,
+            batch_memory_bytes_max: 256 << 20,
             line_bytes_max: 1 << 20,
             transfer: TransferOptions::default(),
             context: ContextRules::default(),
@@ -128,6 +132,7 @@ pub(crate) struct HttpState {
     default_key: KeyName,
     transfers: Transfers,
     bulk: BulkThreads,
+    batch_memory: Arc<BatchMemory>,
 }
 
 /// Who may come in.
@@ -262,7 +267,8 @@ fn route_table(options: &Options) -> Vec<Route> {
         batch(routes!(bulk::batch::encrypt_batch), DATA),
         batch(routes!(bulk::batch::decrypt_batch), OPENING),
         batch(routes!(bulk::batch::rewrap_batch), OPENING),
-        data(routes!(bulk::raw::rewrap_head), OPENING),
+        // Bytes, but no stream: what it takes is short.
+        Route { streams: false, ..data(routes!(bulk::raw::rewrap_head), OPENING) },
         admin(routes!(tenants::create), CHANGING_KEKS),
         admin(routes!(tenants::list), LOOKING),
         admin(routes!(tenants::read), LOOKING),
@@ -323,7 +329,8 @@ pub fn router(
     let open_transfers = transfers.gauge();
     let proxies = Arc::clone(&options.proxies);
     let (options, default_key) = (options.clone(), KeyName::default());
-    let state = HttpState { operations, probe, options, default_key, transfers, bulk: BulkThreads::new() };
+    let (bulk, batch_memory) = (BulkThreads::new(), BatchMemory::new(options.batch_memory_bytes_max));
+    let state = HttpState { operations, probe, options, default_key, transfers, bulk, batch_memory };
     let router = router
         .merge(openapi::pages(&document))
         .fallback(|| async { Problem::new(Code::NotFound, "there is nothing at this path") })

@@ -1,11 +1,14 @@
 //! Quotas: exact at the edge, and nobody pays for another.
 
 use bytes::Bytes;
+use futures_util::stream;
 use http_body_util::{BodyExt as _, Full};
 use keyfold::tenant::Verb;
 use reqwest::Method;
 use serde_json::json;
+use tokio::sync::mpsc;
 
+use crate::bulk::{Half, OCTETS, all_transfers_end, problem, through};
 use crate::caller::{Answer, Caller};
 use crate::service::World;
 
@@ -136,6 +139,188 @@ async fn bytes_count_whether_they_are_announced_or_not() {
         |body: &str| reqwest::Body::wrap(Full::new(Bytes::from(body.to_owned())).map_frame(|frame| frame));
     assert_eq!(caller.post_text("/v1/encrypt", chunked(&body)).await.status, 200);
     caller.post_text("/v1/encrypt", chunked(&body)).await.problem("rate_limited");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_head_of_an_envelope_is_paid_announced_or_not() {
+    let mut world = World::new().await;
+    world.settings.quotas.tenant.kib_per_sec = 4;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let octets = |path: &str, body: reqwest::Body| {
+        caller.request(Method::POST, path).header("content-type", "application/octet-stream").body(body)
+    };
+    let object = octets("/v1/encrypt", vec![7; 2_500].into()).send().await.unwrap();
+    let object = object.bytes().await.unwrap();
+    assert_eq!(object.len().div_ceil(1_024), 3);
+    for announced in [true, false] {
+        world.pass(10);
+        for status in [200, 429] {
+            let body = match announced {
+                true => reqwest::Body::from(object.clone()),
+                false => reqwest::Body::wrap(Full::new(object.clone()).map_frame(|frame| frame)),
+            };
+            let answer = octets("/v1/rewrap/head", body).send().await.unwrap();
+            assert_eq!(answer.status(), status, "announced: {announced}");
+        }
+    }
+    service.stop().await;
+}
+
+fn batch(items: usize) -> serde_json::Value {
+    json!({"items": vec![json!({"plaintext": "aGVsbG8="}); items]})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_costs_as_many_items_as_it_has() {
+    let mut world = World::new().await;
+    world.settings.quotas.tenant.items_per_sec = 4;
+    world.settings.quotas.tenant.items_burst = 10;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let answer = caller.post("/v1/encrypt/batch", &batch(7)).await;
+    assert_eq!(answer.headers["ratelimit-policy"], "\"tenant-items\";q=10;w=3;qu=\"items\"");
+    assert_eq!(answer.headers["ratelimit"], "\"tenant-items\";r=3;t=2");
+    assert_eq!(answer.ok(200)["failed"], 0);
+    // Refused whole, and for nothing: a smaller one passes.
+    let refused = caller.post("/v1/encrypt/batch", &batch(4)).await;
+    assert!(refused.problem("rate_limited").contains("tenant-items"));
+    assert_eq!(refused.headers["retry-after"], "1");
+    assert_eq!(caller.post("/v1/encrypt/batch", &batch(3)).await.ok(200)["failed"], 0);
+    call(&caller).await.problem("rate_limited");
+    world.clock.advance(std::time::Duration::from_millis(249));
+    call(&caller).await.problem("rate_limited");
+    world.clock.advance(std::time::Duration::from_millis(1));
+    assert_eq!(call(&caller).await.status, 200);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_more_items_than_the_burst_waits_for_all_of_it_and_is_paid_in_full() {
+    let mut world = World::new().await;
+    world.settings.quotas.tenant.items_per_sec = 10;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    assert_eq!(caller.post("/v1/encrypt/batch", &batch(11)).await.ok(200)["failed"], 0);
+    // One is owed, and eleven are more than the bucket: it has to be full.
+    let refused = caller.post("/v1/encrypt/batch", &batch(11)).await;
+    refused.problem("rate_limited");
+    world.clock.advance(std::time::Duration::from_millis(1_099));
+    caller.post("/v1/encrypt/batch", &batch(11)).await.problem("rate_limited");
+    world.clock.advance(std::time::Duration::from_millis(1));
+    assert_eq!(caller.post("/v1/encrypt/batch", &batch(30)).await.ok(200)["failed"], 0);
+    world.clock.advance(std::time::Duration::from_millis(2_099));
+    call(&caller).await.problem("rate_limited");
+    world.clock.advance(std::time::Duration::from_millis(1));
+    assert_eq!(call(&caller).await.status, 200);
+    service.stop().await;
+}
+
+/// A stream of lines whose client reads each answer before it sends more.
+struct Lines {
+    send: mpsc::Sender<String>,
+    response: reqwest::Response,
+}
+
+impl Lines {
+    async fn open(caller: &Caller, first: &str) -> (Self, String) {
+        let (send, receive) = mpsc::channel::<String>(1);
+        let body = stream::unfold(receive, |mut receive| async move {
+            let line = receive.recv().await?;
+            Some((Ok::<_, std::io::Error>(Bytes::from(line)), receive))
+        });
+        send.send(first.to_owned()).await.unwrap();
+        let request = caller.request(Method::POST, "/v1/encrypt/batch");
+        let request = request.header("content-type", "application/x-ndjson");
+        let response = request.body(reqwest::Body::wrap_stream(body)).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        let mut lines = Self { send, response };
+        let answer = lines.answer().await;
+        (lines, answer)
+    }
+
+    /// The code of the next answer's problem, the first where several come at once; `-` where it has none.
+    async fn answer(&mut self) -> String {
+        let chunk = self.response.chunk().await.unwrap().unwrap();
+        let line = chunk.split(|byte| *byte == b'\n').next().unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(line).unwrap();
+        answer["error"]["code"].as_str().unwrap_or("-").to_owned()
+    }
+
+    async fn send(&mut self, text: impl Into<String>) -> String {
+        self.send.send(text.into()).await.unwrap();
+        self.answer().await
+    }
+}
+
+const LINE: &str = "{\"plaintext\":\"aGVsbG8=\"}\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_past_the_quota_are_told_so_and_the_stream_goes_on() {
+    let mut world = World::new().await;
+    world.settings.quotas.tenant.items_per_sec = 2;
+    world.settings.quotas.tenant.items_burst = 3;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let (mut lines, first) = Lines::open(&caller, LINE).await;
+    assert_eq!(first, "-");
+    for expected in ["-", "-", "rate_limited", "rate_limited"] {
+        assert_eq!(lines.send(LINE).await, expected);
+    }
+    world.clock.advance(std::time::Duration::from_millis(499));
+    assert_eq!(lines.send(LINE).await, "rate_limited");
+    world.clock.advance(std::time::Duration::from_millis(1));
+    for expected in ["-", "rate_limited"] {
+        assert_eq!(lines.send(LINE).await, expected);
+    }
+    drop(lines.send);
+    assert!(lines.response.chunk().await.unwrap().is_none(), "a clean end");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lines_bytes_are_paid_where_they_come_also_those_that_make_no_line() {
+    let mut world = World::new().await;
+    world.settings.quotas.tenant.kib_per_sec = 4;
+    world.settings.http.line_bytes_max = 1_024;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    // One begun KiB, and three more of a line that is too long, or of blank lines.
+    for filler in ["x".repeat(3 << 10) + "\n", "\n".repeat(3 << 10) + "{}\n"] {
+        let (mut lines, first) = Lines::open(&caller, LINE).await;
+        assert_eq!(first, "-");
+        let expected = if filler.starts_with('x') { "too_large" } else { "malformed_request" };
+        assert_eq!(lines.send(filler).await, expected);
+        assert_eq!(lines.send(LINE.repeat(40) + "{\"plaintext\":").await, "rate_limited");
+        world.pass(10);
+        assert_eq!(lines.send("\"\"}\n").await, "rate_limited", "its end alone is not all of it");
+        assert_eq!(lines.send(LINE).await, "-");
+        drop(lines);
+        world.pass(10);
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_finds_no_place_costs_nothing() {
+    let mut world = World::new().await;
+    world.settings.quotas.tenant.kib_per_sec = 8;
+    world.settings.quotas.tenant.requests_per_sec = 2;
+    world.settings.http.transfers_max = 1;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let other = service.tenant_and_caller("other").await;
+    let open = Half::post(&service, &other, "/v1/encrypt", OCTETS, 5_000).await;
+    for _ in 0..5 {
+        let (status, code) = problem(&caller, "/v1/encrypt", vec![7; 5_000]).await;
+        assert_eq!((status, code.as_str()), (503, "overloaded"));
+    }
+    drop(open);
+    all_transfers_end(&service).await;
+    through(&caller, "/v1/encrypt", vec![7; 5_000]).await;
+    through(&caller, "/v1/encrypt", vec![7; 3_000]).await;
+    assert_eq!(problem(&caller, "/v1/encrypt", vec![7; 1]).await.1, "rate_limited");
     service.stop().await;
 }
 

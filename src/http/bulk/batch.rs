@@ -3,24 +3,31 @@
 //! The items are cut into short stretches, which as many tasks as there are cores take one after the other, on threads
 //! of their own: a small request that comes meanwhile does not wait for the batch, and batches share these threads.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
-use axum::body::Bytes;
-use axum::extract::{FromRequest as _, Request, State};
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Request, State};
 use axum::response::Response;
+use bytes::Buf as _;
 use http::StatusCode;
+use http_body::{Frame, SizeHint};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::items::{Answers, DecryptItem, EncryptItem, ItemProblem, ItemVerb, RewrapItem, answer_all};
+use super::memory::Room;
 use super::{NDJSON, is, lines, refuse_raw_headers};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::audit::Tally;
 use crate::http::HttpState;
-use crate::http::handlers::{JsonBody, Permitted, json};
+use crate::http::handlers::{Permitted, announced, json, json_body};
 use crate::http::json::parse;
 use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
@@ -29,8 +36,8 @@ use crate::http::problem::{Code, Problem};
 pub(super) const STRETCH_ITEMS: usize = 64;
 /// The most bytes of them.
 pub(super) const STRETCH_BYTES: usize = 64 << 10;
-/// Larger bodies are taken apart where nothing waits behind them.
-const INLINE_BYTES: usize = 64 << 10;
+/// Larger bodies are put together, taken apart and worked off where nothing waits behind them.
+const INLINE_BYTES: usize = STRETCH_BYTES;
 
 macro_rules! batch_schemas {
     ($($request:ident $item:ident $response:ident $result:ident { $($(#[$doc:meta])* $field:ident: $type:ty,)* })*) => {
@@ -145,13 +152,18 @@ async fn answer<V: ItemVerb>(
         return lines::answer(state, permit, request).await;
     }
     let tab = request.extensions().get::<Tab>().cloned();
-    let JsonBody(body) = JsonBody::from_request(request, &()).await?;
-    let items_max = state.options.batch_items_max;
-    let work = if body.len() <= INLINE_BYTES {
-        take_apart(body, items_max)?
+    let bytes_max = state.options.batch_body_bytes_max;
+    let announced = announced(request.headers()).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let room_bytes = announced.unwrap_or(bytes_max).min(bytes_max);
+    let room = Arc::new(state.batch_memory.room(room_bytes)?);
+    let mut body = json_body(request).await?;
+    let (bytes, items_max) = (body.remaining(), state.options.batch_items_max);
+    let (tracker, inside) = (state.transfers.tracker(), Arc::clone(&room));
+    let apart = move || take_apart(body.copy_to_bytes(bytes), inside, items_max);
+    let work = if bytes <= INLINE_BYTES {
+        apart()?
     } else {
-        let apart = async move { take_apart(body, items_max) };
-        let apart = state.bulk.spawn(state.transfers.tracker(), apart).await;
+        let apart = state.bulk.spawn(tracker, async move { apart() }).await;
         apart.map_err(|error| Problem::internal(Code::InternalError, &error))??
     };
     if let Some(tab) = tab {
@@ -161,24 +173,60 @@ async fn answer<V: ItemVerb>(
     let record = state.operations.batch(&permit).await?;
     let answers = spread(&state, &permit, record.tally(), work).await?;
     record.finish();
-    let bytes: usize = answers.iter().map(|answers| answers.json.len()).sum();
-    let mut out = Vec::with_capacity(bytes + 64);
-    out.extend_from_slice(br#"{"items":["#);
-    for answers in &answers {
-        out.extend_from_slice(&answers.json);
+    room.shrink(room_bytes);
+    Ok(json(StatusCode::OK, Body::new(AnswerBody::new(answers, room))))
+}
+
+/// The answers in a row, as they were written: nothing is copied.
+struct AnswerBody {
+    pieces: VecDeque<Bytes>,
+    bytes: u64,
+    /// Theirs until they are sent.
+    _room: Arc<Room>,
+}
+
+impl AnswerBody {
+    fn new(mut answers: Vec<Answers>, room: Arc<Room>) -> Self {
+        if let Some(last) = answers.last_mut() {
+            // Its last item's comma.
+            last.json.pop();
+        }
+        let failed: usize = answers.iter().map(|answers| answers.failed).sum();
+        let mut pieces = VecDeque::with_capacity(answers.len() + 2);
+        pieces.push_back(Bytes::from_static(br#"{"items":["#));
+        pieces.extend(answers.into_iter().map(|answers| Bytes::from(answers.json)));
+        pieces.push_back(format!("],\"failed\":{failed}}}").into());
+        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Self { pieces, bytes, _room: room }
     }
-    if bytes > 0 {
-        // The last item's comma.
-        out.pop();
+}
+
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = self.pieces.pop_front();
+        self.bytes -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
-    let failed: usize = answers.iter().map(|answers| answers.failed).sum();
-    out.extend_from_slice(format!("],\"failed\":{failed}}}").as_bytes());
-    Ok(json(StatusCode::OK, out))
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes)
+    }
 }
 
 /// A batch, and how far it has come.
 struct Work {
     body: Bytes,
+    room: Arc<Room>,
     items: Vec<Range<usize>>,
     stretches: Vec<Range<usize>>,
     next: AtomicUsize,
@@ -192,7 +240,7 @@ struct Batch<'a> {
 }
 
 /// Finds the items in the body. Each is parsed by itself later, so that a malformed one fails alone.
-fn take_apart(body: Bytes, items_max: usize) -> Result<Work, Problem> {
+fn take_apart(body: Bytes, room: Arc<Room>, items_max: usize) -> Result<Work, Problem> {
     let batch: Batch<'_> = parse(&body)?;
     if batch.items.len() > items_max {
         let told = format!("{} items, and a batch takes {items_max}: send several", batch.items.len());
@@ -205,7 +253,7 @@ fn take_apart(body: Bytes, items_max: usize) -> Result<Work, Problem> {
     };
     let items: Vec<Range<usize>> = batch.items.iter().map(place).collect();
     let stretches = cut(items.iter().map(Range::len));
-    Ok(Work { body, items, stretches, next: AtomicUsize::new(0) })
+    Ok(Work { body, room, items, stretches, next: AtomicUsize::new(0) })
 }
 
 /// Cuts items of these lengths into stretches.
@@ -234,7 +282,7 @@ async fn spread<V: ItemVerb>(
 ) -> Result<Vec<Answers>, Problem> {
     let work = Arc::new(work);
     let mut answers: Vec<(usize, Answers)> = Vec::with_capacity(work.stretches.len());
-    if work.stretches.len() <= 1 {
+    if work.body.len() <= INLINE_BYTES && work.stretches.len() <= 1 {
         answers.extend(take_turns(Arc::clone(state), Arc::clone(permit), tally, work).await);
     } else {
         let width = state.bulk.count().min(work.stretches.len());
@@ -263,13 +311,16 @@ async fn take_turns<V: ItemVerb>(
         let turn = work.next.fetch_add(1, Ordering::Relaxed);
         let Some(stretch) = work.stretches.get(turn) else { return answers };
         let items = work.items[stretch.clone()].iter().map(|place| Ok(&work.body[place.clone()]));
-        answers.push((turn, answer_all(&state, &permit, tally.as_ref(), items, b',').await));
+        let answered = answer_all(&state, &permit, tally.as_ref(), items, b',').await;
+        work.room.grow(answered.json.capacity());
+        answers.push((turn, answered));
         tokio::task::yield_now().await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::BatchMemory;
     use super::*;
 
     #[test]
@@ -288,9 +339,10 @@ mod tests {
     #[test]
     fn items_are_found_where_they_stand() {
         let body = Bytes::from_static(br#" {"items": [ {"a": 1} , 7, "x" ]} "#);
-        let work = take_apart(body.clone(), 3).unwrap();
+        let room = || Arc::new(BatchMemory::new(100).room(100).unwrap());
+        let work = take_apart(body.clone(), room(), 3).unwrap();
         let found: Vec<&[u8]> = work.items.iter().map(|place| &body[place.clone()]).collect();
         assert_eq!(found, [br#"{"a": 1}"#.as_slice(), b"7", br#""x""#]);
-        assert_eq!(take_apart(body, 2).err().unwrap().code, Code::TooLarge);
+        assert_eq!(take_apart(body, room(), 2).err().unwrap().code, Code::TooLarge);
     }
 }

@@ -16,7 +16,7 @@ use sfv::{BareItem, BareItemFromInput, GenericBareItem, Item, KeyRef, Parser};
 use crate::http::json::{Context, parse};
 use crate::http::problem::{Code, Problem};
 
-const NAME: &str = "keyfold-context";
+pub(super) const NAME: &str = "keyfold-context";
 const RULE: &str = "Keyfold-Context is a dictionary of strings (RFC 9651), such as record=\"42\", or one byte sequence \
                     that holds the JSON object";
 

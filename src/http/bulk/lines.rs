@@ -30,6 +30,7 @@ pub(super) async fn answer<V: ItemVerb>(
         permit: Arc::clone(&permit),
         tally: None,
         splitter: Splitter::new(state.options.line_bytes_max),
+        unpaid: None,
         waiting: VecDeque::new(),
         under_way: VecDeque::new(),
         state: Arc::clone(&state),
@@ -57,7 +58,10 @@ struct Pipeline<V> {
     permit: Arc<Permit<V>>,
     tally: Option<Tally>,
     splitter: Splitter,
-    waiting: VecDeque<Vec<Line>>,
+    /// The line that is being read has a part that was past the quota.
+    unpaid: Option<Problem>,
+    /// `Err` for a line that is past the quota.
+    waiting: VecDeque<Vec<Result<Line, Problem>>>,
     under_way: VecDeque<AbortOnDropHandle<Answers>>,
     tab: Option<Tab>,
 }
@@ -84,21 +88,35 @@ impl<V: ItemVerb> Pipeline<V> {
                     sink.write(answers.json.into()).await.map_err(told)?;
                 }
                 piece = source.next(), if reading => {
-                    if let Some(piece) = piece.map_err(told)? {
-                        let lines = self.splitter.push(&piece);
-                        self.wait(lines);
-                    } else {
-                        more = false;
-                        let last = self.splitter.end().into_iter().collect();
-                        self.wait(last);
-                    }
+                    let piece = piece.map_err(told)?;
+                    more = piece.is_some();
+                    let lines = self.lines(piece);
+                    self.wait(lines);
                 }
             }
         }
     }
 
-    fn wait(&mut self, mut lines: Vec<Line>) {
-        let mut stretches: Vec<Vec<Line>> = cut(lines.iter().map(Line::length))
+    /// The lines that end with this piece of the body; none for its end. Its bytes are paid where they come, whatever
+    /// lines they make: one without an end would otherwise be free.
+    fn lines(&mut self, piece: Option<Bytes>) -> Vec<Result<Line, Problem>> {
+        let bytes = piece.as_ref().map_or(0, Bytes::len);
+        let past = self.tab.as_ref().and_then(|tab| tab.more_bytes(bytes as u64).err());
+        let lines = match piece {
+            Some(piece) => self.splitter.push(&piece),
+            None => self.splitter.end().into_iter().collect(),
+        };
+        let mut begun = self.unpaid.take();
+        if self.splitter.is_within_a_line() {
+            self.unpaid = past.clone().or_else(|| begun.clone().filter(|_| lines.is_empty()));
+        }
+        let paid = |line| past.clone().or_else(|| begun.take()).map_or(Ok(line), Err);
+        lines.into_iter().map(paid).collect()
+    }
+
+    fn wait(&mut self, mut lines: Vec<Result<Line, Problem>>) {
+        let length = |line: &Result<Line, Problem>| line.as_ref().map_or(0, Line::length);
+        let mut stretches: Vec<Vec<_>> = cut(lines.iter().map(length))
             .into_iter()
             .rev()
             .map(|stretch| lines.split_off(stretch.start))
@@ -115,11 +133,14 @@ impl<V: ItemVerb> Pipeline<V> {
             let (state, permit, tally) =
                 (Arc::clone(&self.state), Arc::clone(&self.permit), self.tally.clone());
             // Past the quota lines are answered too, one by one: the answer has begun.
-            let bytes: usize = lines.iter().map(Line::length).sum();
-            let refused = self.tab.as_ref().and_then(|tab| tab.more_lines(lines.len(), bytes as u64).err());
+            let paid = lines.iter().filter(|line| line.is_ok()).count();
+            let refused = self.tab.as_ref().and_then(|tab| tab.more_items(paid).err());
             let task = self.state.bulk.spawn(self.state.transfers.tracker(), async move {
-                let item = |line| refused.clone().map_or_else(|| Line::item(line), Err);
-                answer_all(&state, &permit, tally.as_ref(), lines.iter().map(item), b'\n').await
+                let items = lines.iter().map(|line| match (line, &refused) {
+                    (Err(problem), _) | (Ok(_), Some(problem)) => Err(problem.clone()),
+                    (Ok(line), None) => line.item(),
+                });
+                answer_all(&state, &permit, tally.as_ref(), items, b'\n').await
             });
             self.under_way.push_back(task);
         }
@@ -191,6 +212,10 @@ impl Splitter {
             self.held = Vec::new();
         }
         lines
+    }
+
+    fn is_within_a_line(&self) -> bool {
+        self.skipping || !self.held.is_empty()
     }
 
     /// A last line that has no line break is one too.

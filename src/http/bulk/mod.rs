@@ -4,6 +4,7 @@ pub(super) mod batch;
 mod context_header;
 pub(super) mod items;
 mod lines;
+pub(super) mod memory;
 pub(super) mod raw;
 pub(super) mod threads;
 
@@ -34,6 +35,15 @@ pub(super) fn refuse_raw_headers(headers: &HeaderMap) -> Result<(), Problem> {
     let stray = RAW_HEADERS.into_iter().find(|name| headers.contains_key(*name));
     stray.map_or(Ok(()), |name| {
         let told = format!("the header {name} goes with Content-Type: {OCTETS}; in JSON, say it in the body");
+        Err(Problem::new(Code::MalformedRequest, told))
+    })
+}
+
+/// Refuses those of a raw body's headers that its call does not read, for the same reason.
+fn refuse_unread_headers(headers: &HeaderMap, read: &[&str]) -> Result<(), Problem> {
+    let unread = RAW_HEADERS.into_iter().find(|name| headers.contains_key(*name) && !read.contains(name));
+    unread.map_or(Ok(()), |name| {
+        let told = format!("the header {name} means nothing to this call: leave it out");
         Err(Problem::new(Code::MalformedRequest, told))
     })
 }

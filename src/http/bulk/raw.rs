@@ -10,8 +10,8 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use http_body_util::BodyExt;
 
-use super::context_header::context;
-use super::{OCTETS, is};
+use super::context_header::{NAME as CONTEXT, context};
+use super::{OCTETS, is, refuse_unread_headers};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::http::HttpState;
 use crate::http::handlers::{Permitted, Weight};
@@ -39,6 +39,7 @@ pub(in crate::http) async fn encrypt(
     request: Request,
 ) -> Result<Response, Problem> {
     let ((parts, body), tenant) = (charged(request), permit.tenant().clone());
+    refuse_unread_headers(&parts.headers, &[CONTEXT, KEY.as_str(), ENVELOPE.as_str()])?;
     let key = one(&parts.headers, &KEY)?.map_or_else(|| Ok(state.default_key.clone()), key_name)?;
     let (context, weight) = (context(&parts.headers)?, weight(&parts.headers)?.map(Into::into));
     let operations = Arc::clone(&state.operations);
@@ -56,6 +57,7 @@ pub(in crate::http) async fn decrypt(
     request: Request,
 ) -> Result<Response, Problem> {
     let ((parts, body), tenant) = (charged(request), permit.tenant().clone());
+    refuse_unread_headers(&parts.headers, &[CONTEXT])?;
     let request = StreamDecryption { context: context(&parts.headers)? };
     let operations = Arc::clone(&state.operations);
     let work = |mut source, mut sink| async move {
@@ -71,6 +73,7 @@ pub(in crate::http) async fn rewrap(
     request: Request,
 ) -> Result<Response, Problem> {
     let ((parts, body), tenant) = (charged(request), permit.tenant().clone());
+    refuse_unread_headers(&parts.headers, &[CONTEXT, ENVELOPE.as_str(), MODE.as_str()])?;
     let mode = match one(&parts.headers, &MODE)? {
         None | Some("auto") => RewrapMode::Auto,
         Some("wrapped_key") => RewrapMode::WrappedKey,
@@ -112,6 +115,8 @@ pub(in crate::http) async fn rewrap_head(
         return Err(Problem::new(Code::UnsupportedMediaType, "send Content-Type: application/octet-stream"));
     }
     let (parts, mut body) = request.into_parts();
+    // Clients send the context along, and the same request then serves for the whole envelope.
+    refuse_unread_headers(&parts.headers, &[CONTEXT, ENVELOPE.as_str()])?;
     let weight = weight(&parts.headers)?.map(Into::into);
     // Whatever is sent behind the head is taken and let go.
     let (mut reader, mut head, mut bytes) = (HeadReader::new(), None, 0);
@@ -126,6 +131,9 @@ pub(in crate::http) async fn rewrap_head(
         if head.is_none() {
             head = reader.push(&piece).map_err(OperationError::from)?.map(|(head, _)| head);
         }
+    }
+    if let Some(tab) = parts.extensions.get::<Tab>() {
+        tab.more_bytes(bytes as u64)?;
     }
     let head = head.ok_or_else(|| OperationError::from(reader.unfinished()))?;
     let new = state.operations.rewrap_head(&permit, &head.to_bytes(), weight).await?;

@@ -18,6 +18,7 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
+use bytes::Buf;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -47,39 +48,46 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
-        let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        if !media_type.is_some_and(is_json) {
-            return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
-        }
-        refuse_raw_headers(request.headers())?;
-        let limit = request.extensions().get::<BodyBytesMax>().map_or(0, |limit| limit.0);
-        let too_large = || {
-            Problem::new(
-                Code::TooLarge,
-                format!("the body is larger than the {limit} bytes that this call takes"),
-            )
-        };
-        // What is announced is refused before it is sent; what is not announced is counted.
-        let (announced, tab) = (announced(request.headers()), request.extensions().get::<Tab>().cloned());
-        if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
-            return Err(too_large());
-        }
-        match Limited::new(request.into_body(), limit).collect().await {
-            Ok(body) => {
-                let body = body.to_bytes();
-                if let Some(tab) = tab {
-                    tab.more_bytes(body.len() as u64)?;
-                }
-                Ok(Self(body))
+        let mut body = json_body(request).await?;
+        let bytes = body.remaining();
+        Ok(Self(body.copy_to_bytes(bytes)))
+    }
+}
+
+/// A JSON body within its route's limit, in the pieces in which it came.
+pub(super) async fn json_body(request: Request) -> Result<impl Buf + Send + 'static, Problem> {
+    let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if !media_type.is_some_and(is_json) {
+        return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
+    }
+    refuse_raw_headers(request.headers())?;
+    let limit = request.extensions().get::<BodyBytesMax>().map_or(0, |limit| limit.0);
+    let too_large = || {
+        Problem::new(
+            Code::TooLarge,
+            format!("the body is larger than the {limit} bytes that this call takes"),
+        )
+    };
+    // What is announced is refused before it is sent; what is not announced is counted.
+    let (announced, tab) = (announced(request.headers()), request.extensions().get::<Tab>().cloned());
+    if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
+        return Err(too_large());
+    }
+    match Limited::new(request.into_body(), limit).collect().await {
+        Ok(body) => {
+            let body = body.aggregate();
+            if let Some(tab) = tab {
+                tab.more_bytes(body.remaining() as u64)?;
             }
-            Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-            Err(_) => Err(Problem::new(Code::MalformedRequest, "the body ended before it was complete")),
+            Ok(body)
         }
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(_) => Err(Problem::new(Code::MalformedRequest, "the body ended before it was complete")),
     }
 }
 
 /// How long a body is, where its head says so.
-fn announced(headers: &HeaderMap) -> Option<u64> {
+pub(super) fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
@@ -157,8 +165,8 @@ fn dek_id(text: &str) -> Result<envelope::DataKeyId, Problem> {
 }
 
 /// A JSON answer that was written by hand.
-pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
-    let mut response = Response::new(Body::from(body));
+pub(super) fn json(status: StatusCode, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

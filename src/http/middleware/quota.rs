@@ -1,10 +1,10 @@
 //! How much a tenant and a principal may ask for in a second: past it, 429 with the time to wait.
 //!
 //! Taken from the buckets when the permit is given, before the body is read: one request, one item, and the bytes that
-//! the head announces; bytes that it does not announce, and further items of a batch, when they are known. A raw body of
+//! the head announces; bytes that it does not announce, and the items of a batch, when they are known. A raw body of
 //! unknown length is not stopped for it: its bytes are owed, and the next calls wait. The principal's buckets come
-//! first, so that one of a tenant's callers who is past his own takes nothing from the others; what is refused costs
-//! nothing.
+//! first, so that one of a tenant's callers who is past his own takes nothing from the others. What is refused before
+//! its body is read costs nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
@@ -144,6 +144,20 @@ struct Cost {
     pieces: u32,
 }
 
+impl Cost {
+    fn more(&mut self, other: Self) {
+        self.requests = self.requests.saturating_add(other.requests);
+        self.items = self.items.saturating_add(other.items);
+        self.pieces = self.pieces.saturating_add(other.pieces);
+    }
+
+    fn less(&mut self, other: Self) {
+        self.requests = self.requests.saturating_sub(other.requests);
+        self.items = self.items.saturating_sub(other.items);
+        self.pieces = self.pieces.saturating_sub(other.pieces);
+    }
+}
+
 /// A bucket of the call's: for the headers of the answer.
 struct Shown {
     name: &'static str,
@@ -221,6 +235,8 @@ pub(in crate::http) struct Tab(Arc<TabInner>);
 struct TabInner {
     quotas: Arc<Quotas>,
     payer: Mutex<Option<(TenantId, PrincipalId)>>,
+    /// What was taken from the payer's buckets.
+    taken: Mutex<Cost>,
     /// Whether the head has announced how long the body is.
     announced: AtomicBool,
     /// Whether the one item that every call has is counted among those that were found since.
@@ -268,15 +284,31 @@ impl Tab {
 
     /// So many items have been found, the one that is counted already among them.
     pub(in crate::http) fn more_items(&self, items: usize) -> Result<(), Problem> {
-        let known = usize::from(!self.0.counted.swap(true, Ordering::Relaxed));
-        let items = u32::try_from(items.saturating_sub(known)).unwrap_or(u32::MAX);
+        if items == 0 {
+            return Ok(());
+        }
+        // They are taken together: beside one that is taken already, a bucket is never as full as more items than it
+        // holds ask for, and none of them would ever pass.
+        if !self.0.counted.swap(true, Ordering::Relaxed) {
+            self.give_back(Cost { items: 1, ..Cost::default() });
+        }
+        let items = u32::try_from(items).unwrap_or(u32::MAX);
         self.take(Cost { items, ..Cost::default() })
     }
 
-    /// So many lines of so many bytes have come.
-    pub(in crate::http) fn more_lines(&self, lines: usize, bytes: u64) -> Result<(), Problem> {
-        self.more_items(lines)?;
-        self.more_bytes(bytes)
+    /// The call found no place: all of it goes back.
+    fn refused(&self) {
+        let taken = *lock(&self.0.taken);
+        self.give_back(taken);
+        lock(&self.0.shown).clear();
+    }
+
+    fn give_back(&self, cost: Cost) {
+        if let Some((tenant, principal)) = lock(&self.0.payer).as_ref() {
+            self.0.quotas.principals.give_back(principal, cost);
+            self.0.quotas.tenants.give_back(tenant, cost);
+            lock(&self.0.taken).less(cost);
+        }
     }
 
     fn take(&self, cost: Cost) -> Result<(), Problem> {
@@ -288,6 +320,9 @@ impl Tab {
         let taken = principals.take(principal, cost, &mut shown).and_then(|()| {
             tenants.take(tenant, cost, &mut shown).inspect_err(|_| principals.give_back(principal, cost))
         });
+        if taken.is_ok() {
+            lock(&self.0.taken).more(cost);
+        }
         taken.map_err(|exceeded| {
             let name = shown.last().map_or("", |shown| shown.name);
             let detail = format!("the quota {name} is used up: try again in {} s", exceeded.retry_after_secs);
@@ -339,6 +374,7 @@ pub(in crate::http) async fn quota(
     let tab = Tab(Arc::new(TabInner {
         quotas,
         payer: Mutex::default(),
+        taken: Mutex::default(),
         announced: AtomicBool::new(false),
         counted: AtomicBool::new(false),
         bytes: AtomicU64::new(0),
@@ -346,6 +382,10 @@ pub(in crate::http) async fn quota(
     }));
     request.extensions_mut().insert(tab.clone());
     let mut response = next.run(request).await;
+    // A place is looked for after the quota in part: for a stream, for a batch's memory, at the KMS.
+    if response.extensions().get::<Problem>().is_some_and(|problem| problem.code == Code::Overloaded) {
+        tab.refused();
+    }
     tab.write_headers(&mut response);
     response
 }

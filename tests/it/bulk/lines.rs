@@ -111,9 +111,11 @@ async fn a_client_that_breaks_off_gets_no_clean_end_and_frees_everything() {
     let line = Bytes::from_static(b"{\"plaintext\":\"\"}\n{\"plaint");
     let body = stream::iter([Ok(line), Err(std::io::Error::other("gone"))]);
     let sent = request(&caller, "/v1/encrypt/batch", NDJSON, Body::wrap_stream(body)).send().await;
-    if let Ok(response) = sent {
-        assert!(response.text().await.is_err());
-    }
+    let got = match sent {
+        Ok(response) => response.text().await,
+        Err(error) => Err(error),
+    };
+    assert!(got.is_err(), "a clean end");
     all_transfers_end(&service).await;
     // One that goes away in the middle.
     let mut half = Half::post(&service, &caller, "/v1/encrypt/batch", NDJSON, 1 << 30).await;

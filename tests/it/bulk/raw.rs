@@ -1,14 +1,16 @@
 //! Raw bodies of any length.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use http_body_util::StreamBody;
 use proptest::prelude::*;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{Half, OCTETS, all_transfers_end, noise, problem, raw, receive, request, through};
+use super::{Half, NDJSON, OCTETS, all_transfers_end, noise, problem, raw, receive, request, through};
 use crate::caller::Caller;
 use crate::service::{Service, World};
 
@@ -21,7 +23,7 @@ fn pieces(bytes: &[u8], piece_bytes: usize) -> reqwest::Body {
         .chunks(piece_bytes)
         .map(|piece| Ok::<_, std::io::Error>(Bytes::copy_from_slice(piece)))
         .collect();
-    reqwest::Body::wrap_stream(futures_util::stream::iter(pieces))
+    reqwest::Body::wrap_stream(stream::iter(pieces))
 }
 
 async fn started() -> (World, Service, Caller) {
@@ -106,6 +108,39 @@ async fn what_fails_before_the_first_byte_is_a_problem() {
     service.stop().await;
 }
 
+/// As in JSON: whoever sends something believes that it does something.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_a_call_does_not_read_is_refused() {
+    let (_world, service, caller) = started().await;
+    let envelope = through(&caller, "/v1/encrypt", "hello").await;
+    let headers = [
+        ("keyfold-context", "record=\"42\""),
+        ("keyfold-key", "default"),
+        ("keyfold-envelope", "compact"),
+        ("keyfold-rewrap-mode", "wrapped_key"),
+    ];
+    for (path, unread) in [
+        ("/v1/encrypt", &["keyfold-rewrap-mode"][..]),
+        ("/v1/decrypt", &["keyfold-key", "keyfold-envelope", "keyfold-rewrap-mode"]),
+        ("/v1/rewrap", &["keyfold-key"]),
+        ("/v1/rewrap/head", &["keyfold-key", "keyfold-rewrap-mode"]),
+    ] {
+        for (name, value) in headers {
+            let (response, body) = raw(&caller.with_header(name, value), path, envelope.clone()).await;
+            let body = String::from_utf8_lossy(&body.unwrap()).into_owned();
+            if unread.contains(&name) {
+                assert_eq!(response.status(), 400, "{path} {name}: {body}");
+                assert!(body.contains("malformed_request") && body.contains(name), "{path}: {body}");
+            } else {
+                // The context is another one than the envelope's, where it matters.
+                let other = name == "keyfold-context" && ["/v1/decrypt", "/v1/rewrap"].contains(&path);
+                assert_eq!(response.status(), if other { 422 } else { 200 }, "{path} {name}: {body}");
+            }
+        }
+    }
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limits_of_a_transfer_are_exact() {
     let mut world = World::new().await;
@@ -144,7 +179,55 @@ async fn a_client_that_goes_away_frees_everything() {
     assert_eq!(response.status(), 200);
     drop(response);
     all_transfers_end(&service).await;
+    // One in the middle: over HTTP/2 its stream is reset and the connection goes on. What is sent is short
+    // and what comes back is long, since this client ends nothing on which it is still sending.
+    let lines = "{\n".repeat(50_000);
+    for caller in [caller.clone(), caller.over_http2()] {
+        all_transfers_end(&service).await;
+        let response = request(&caller, "/v1/encrypt/batch", NDJSON, lines.clone()).send();
+        let mut response = response.await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert!(!response.chunk().await.unwrap().unwrap().is_empty());
+        assert_eq!(service.app.open_transfers.load(Ordering::Acquire), 1, "it is in the middle");
+        drop(response);
+        all_transfers_end(&service).await;
+        assert_eq!(through(&caller, "/v1/encrypt", "x").await[..2], *b"KF");
+    }
     service.stop().await;
+}
+
+/// A receiver that stands still while its connection is in use for others: the connection's own idle time does not
+/// end it.
+async fn a_stalled_stream_is_broken_off(path: &str, media_type: &str, piece: Bytes) {
+    let mut world = World::new().await;
+    world.settings.http.idle_secs_max = 1;
+    let service = world.start().await;
+    let caller = service.tenant_and_caller("acme").await.over_http2();
+    let endless = stream::repeat_with(move || Ok::<_, std::io::Error>(piece.clone()));
+    let body = reqwest::Body::wrap_stream(endless);
+    let stalled = request(&caller, path, media_type, body).send().await.unwrap();
+    assert_eq!(stalled.status(), 200);
+    assert_eq!(service.app.open_transfers.load(Ordering::Acquire), 1);
+    let others = async {
+        while service.app.open_transfers.load(Ordering::Acquire) > 0 {
+            caller.encrypt(b"hello", &json!({})).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(30), others).await.is_ok(), "it stays open");
+    assert!(receive(stalled).await.1.is_err(), "what broke off looks like a clean end");
+    caller.encrypt(b"hello", &json!({})).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http2_stream_of_bytes_that_is_not_read_is_broken_off() {
+    a_stalled_stream_is_broken_off("/v1/encrypt", OCTETS, Bytes::from(noise(1 << 16))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http2_stream_of_lines_that_is_not_read_is_broken_off() {
+    let lines = "{\"plaintext\":\"aGVsbG8=\"}\n".repeat(1_000);
+    a_stalled_stream_is_broken_off("/v1/encrypt/batch", NDJSON, lines.into()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +253,7 @@ async fn a_side_that_stands_still_is_not_waited_for_for_ever() {
     assert!(sending.await.is_ok(), "its connection is closed");
     all_transfers_end(&service).await;
     // A transfer that moves, however slowly, is not bound by the deadline of small requests.
-    let slow = futures_util::stream::unfold(0, |n| async move {
+    let slow = stream::unfold(0, |n| async move {
         tokio::time::sleep(Duration::from_millis(400)).await;
         (n < 5).then(|| (Ok::<_, std::io::Error>(Bytes::from_static(b"x")), n + 1))
     });
@@ -205,13 +288,38 @@ async fn an_early_answer_reaches_a_client_that_sends_all_before_it_reads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_breaks_off_is_never_a_message() {
     let (_world, service, caller) = started().await;
-    let broken = futures_util::stream::iter([
-        Ok(Bytes::from(noise(3 << 20))),
-        Err(std::io::Error::other("the client's disk has failed")),
-    ]);
-    let sent = request(&caller, "/v1/encrypt", OCTETS, reqwest::Body::wrap_stream(broken)).send().await;
-    if let Ok(response) = sent {
-        assert!(response.status() != 200 || receive(response).await.1.is_err());
+    let message = noise(8 << 20);
+    let envelope = through(&caller, "/v1/encrypt", message.clone()).await;
+    // With the data key still in use, rewrapping hands the body on untouched.
+    let bodies = [("/v1/encrypt", &message), ("/v1/decrypt", &envelope), ("/v1/rewrap", &envelope)];
+    for (path, body) in bodies {
+        for (bytes, begun) in [(6 << 20, true), (1 << 10, false)] {
+            let mut half = Half::post(&service, &caller, path, OCTETS, body.len()).await;
+            let (mut reader, mut writer) = half.0.split();
+            let mut answer = Vec::new();
+            let sending = async {
+                writer.write_all(&body[..bytes]).await.unwrap();
+                writer.shutdown().await.unwrap();
+            };
+            let (read, ()) = tokio::join!(reader.read_to_end(&mut answer), sending);
+            let told = String::from_utf8_lossy(&answer[..answer.len().min(500)]);
+            assert_eq!(answer.starts_with(b"HTTP/1.1 200"), begun, "{path}: {told}");
+            assert!(read.is_err() || !answer.ends_with(b"\r\n0\r\n\r\n"), "{path}: a clean end");
+            all_transfers_end(&service).await;
+        }
+    }
+    let caller = caller.over_http2();
+    for (path, body) in bodies {
+        let broken = stream::iter([
+            Ok(Bytes::copy_from_slice(&body[..6 << 20])),
+            Err(std::io::Error::other("the client's disk has failed")),
+        ]);
+        let sent = request(&caller, path, OCTETS, reqwest::Body::wrap_stream(broken)).send().await;
+        let got = match sent {
+            Ok(response) => receive(response).await.1,
+            Err(error) => Err(error),
+        };
+        assert!(got.is_err(), "{path}: a clean end");
     }
     all_transfers_end(&service).await;
     service.stop().await;
@@ -298,6 +406,24 @@ async fn a_head_alone_renews_an_object_in_a_store() {
     assert_eq!(problem(&caller, "/v1/rewrap/head", long).await.1, "too_large");
     let other = service.tenant_and_caller("other").await;
     assert_eq!(problem(&other, "/v1/rewrap/head", object).await.0, 422);
+    service.stop().await;
+}
+
+/// It is as small as any other call, and has the same time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_dribbles_in_is_not_waited_for() {
+    let mut world = World::new().await;
+    world.settings.http.request_secs_max = 1;
+    let service = world.start().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let object = through(&caller, "/v1/encrypt", "hello").await;
+    // It never stands still for long, and would take a quarter of a minute.
+    let dribble = stream::unfold(object.into_iter(), |mut rest| async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        rest.next().map(|byte| (Ok::<_, std::io::Error>(Bytes::from(vec![byte])), rest))
+    });
+    let body = reqwest::Body::wrap_stream(dribble);
+    assert_eq!(problem(&caller, "/v1/rewrap/head", body).await, (504, "deadline_exceeded".to_owned()));
     service.stop().await;
 }
 
@@ -405,7 +531,7 @@ async fn trailers_behind_a_body_are_let_go() {
         Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from_static(b"hello"))),
         Ok(http_body::Frame::trailers(trailers)),
     ];
-    let body = reqwest::Body::wrap(StreamBody::new(futures_util::stream::iter(frames)));
+    let body = reqwest::Body::wrap(StreamBody::new(stream::iter(frames)));
     let envelope = through(&caller, "/v1/encrypt", body).await;
     assert_eq!(through(&caller, "/v1/decrypt", envelope).await, b"hello");
     service.stop().await;

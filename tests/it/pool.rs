@@ -61,7 +61,9 @@ async fn ten_thousand_messages_of_a_hundred_tenants_ask_the_kms_once_for_each_te
 /// The requests all wait for one KMS call.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_first_requests_of_a_cold_tenant_make_one_kms_call() {
-    let world = World::new().await;
+    let mut world = World::new().await;
+    // He is alone, and may fill the service.
+    world.settings.http.fair_from_percent = 100;
     let service = world.start().await;
     let caller = service.tenant_and_caller("acme").await;
     let before = world.kms.calls();
@@ -84,7 +86,9 @@ async fn a_thousand_first_requests_of_a_cold_tenant_make_one_kms_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_first_decrypts_after_a_restart_make_one_kms_call() {
-    let world = World::new().await;
+    let mut world = World::new().await;
+    // He is alone, and may fill the service.
+    world.settings.http.fair_from_percent = 100;
     let service = world.start().await;
     let caller = service.tenant_and_caller("acme").await;
     let ciphertext = caller.encrypt(b"hello", &json!({})).await;
@@ -365,6 +369,134 @@ async fn a_tenant_with_many_keys_pushes_out_its_own_and_nobody_elses() {
     assert_eq!(world.kms.calls(), before, "these are still in memory");
     dek_of(&acme, "k0", b"hello").await;
     assert_eq!((world.kms.calls(), world.kms.generates()), (before + 1, 11), "this one is asked for again");
+    service.stop().await;
+}
+
+/// A tenant with the keys `a` and `b`, and a data key for each, of which only one has room in memory. All that this
+/// process knows of them is up to date.
+async fn two_keys_and_room_for_one(service: &Service) -> Caller {
+    let acme = service.tenant_and_caller("acme").await;
+    for key in ["a", "b"] {
+        key_with(&acme, key, json!({})).await;
+        dek_of(&acme, key, b"hello").await;
+    }
+    tend(service).await;
+    for key in ["a", "b"] {
+        dek_of(&acme, key, b"hello").await;
+    }
+    acme
+}
+
+/// One round of the background, to its end.
+async fn tend(service: &Service) {
+    let tracker = tokio_util::task::TaskTracker::new();
+    service.app.pool().tend(&tracker).await;
+    tracker.close();
+    tracker.wait().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_key_that_was_pushed_out_and_comes_back_is_counted_dropped_and_wiped_as_any_other() {
+    let mut world = World::new().await;
+    world.settings.pool.tenant_deks_max = 1;
+    let service = world.start_without_keeper().await;
+    let acme = two_keys_and_room_for_one(&service).await;
+    for key in ["a", "b", "a", "b", "a"] {
+        world.pass(1);
+        let before = world.kms.calls();
+        dek_of(&acme, key, b"hello").await;
+        assert_eq!(world.kms.calls(), before + 1, "{key} had been pushed out");
+        assert_eq!(service.app.pool().plaintext_deks(), 1);
+    }
+    service.app.pool().flush_usage().await;
+    assert_eq!(service.counted("acme", "a").await.1, 5);
+    assert_eq!(service.counted("acme", "b").await.1, 4);
+    // What somebody else hears of the KEK counts for it.
+    let emil = service.tenant_and_caller("emil").await;
+    world.kms.fail(KmsFault::Denied);
+    dek_of(&acme, "a", b"still vouched for").await;
+    emil.try_encrypt(b"hello", &json!({})).await.problem("kek_denied");
+    let body = json!({"plaintext": "aGVsbG8=", "key": "a"});
+    acme.post("/v1/encrypt", &body).await.problem("kek_denied");
+    world.kms.fail(None);
+    world.pass(1);
+    for key in ["a", "b", "a"] {
+        dek_of(&acme, key, b"hello").await;
+    }
+    assert_eq!(service.app.pool().plaintext_deks(), 1);
+    world.pass(200);
+    let before = world.kms.unwraps();
+    dek_of(&acme, "a", b"hello").await;
+    world.pass(41);
+    tend(&service).await;
+    assert_eq!(world.kms.unwraps(), before + 1, "it is renewed ahead of time");
+    world.pass(301);
+    tend(&service).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 0);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encrypting_and_decrypting_at_once_after_a_restart_make_one_kms_call() {
+    let world = World::new().await;
+    let service = world.start().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let ciphertext = caller.encrypt(b"hello", &json!({})).await;
+    let token = caller.token().to_owned();
+    service.stop().await;
+    let service = world.start().await;
+    let caller = service.anonymous().with_token(token);
+    world.kms.hold();
+    let before = world.kms.calls();
+    let mut clients = JoinSet::new();
+    for _ in 0..50 {
+        let (encrypts, decrypts, ciphertext) = (caller.clone(), caller.clone(), ciphertext.clone());
+        clients.spawn(async move { drop(encrypts.encrypt(b"hello", &json!({})).await) });
+        clients.spawn(async move { assert_eq!(decrypts.decrypt(&ciphertext, &json!({})).await, b"hello") });
+    }
+    world.kms.arrived(before + 1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    world.kms.release();
+    clients.join_all().await;
+    assert_eq!((world.kms.unwraps(), world.kms.generates()), (1, 1));
+    assert_eq!(service.app.pool().plaintext_deks(), 1);
+    service.stop().await;
+}
+
+/// While the registry cannot be asked, the envelope is believed; once it can, what it says counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_data_key_that_was_opened_while_the_registry_was_away_is_refused_once_it_is_back() {
+    let world = World::new().await;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    key_with(&caller, "other", json!({})).await;
+    let ciphertext = caller.encrypt(b"hello", &json!({})).await;
+    let other = json!({"plaintext": "aGVsbG8=", "key": "other"});
+    let kept = text(&caller.post("/v1/encrypt", &other).await.ok(200)["ciphertext"]);
+    let dek = service.counted("acme", "default").await.0;
+    let token = caller.token().to_owned();
+    caller.post(&format!("/v1/tenants/acme/deks/{dek}/revoke"), &json!({})).await.ok(200);
+    service.stop().await;
+
+    let service = world.start_without_keeper().await;
+    let caller = service.anonymous().with_token(token);
+    tend(&service).await;
+    caller.try_decrypt(&ciphertext, &json!({})).await.problem("key_revoked");
+    service.store.down(true);
+    world.pass(1);
+    for _ in 0..5 {
+        assert_eq!(caller.decrypt(&ciphertext, &json!({})).await, b"hello");
+        assert_eq!(caller.decrypt(&kept, &json!({})).await, b"hello");
+        world.pass(1);
+        tend(&service).await;
+    }
+    assert_eq!(world.kms.unwraps(), 2, "one call for each, for as long as the registry is away");
+    service.store.down(false);
+    world.pass(1);
+    tend(&service).await;
+    caller.try_decrypt(&ciphertext, &json!({})).await.problem("key_revoked");
+    assert_eq!(caller.decrypt(&kept, &json!({})).await, b"hello");
+    assert_eq!(world.kms.unwraps(), 3, "the registry's own form is opened, and not what was brought");
     service.stop().await;
 }
 

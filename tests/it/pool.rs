@@ -500,6 +500,133 @@ async fn a_revoked_data_key_that_was_opened_while_the_registry_was_away_is_refus
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn with_more_data_keys_than_have_room_in_all_the_one_that_was_used_longest_ago_goes() {
+    let mut world = World::new().await;
+    world.settings.pool.deks_max = 3;
+    let service = world.start_without_keeper().await;
+    let mut callers = Vec::new();
+    for n in 0..4 {
+        world.pass(2);
+        let caller = service.tenant_and_caller(&format!("t{n}")).await;
+        caller.encrypt(b"hello", &json!({})).await;
+        callers.push(caller);
+        tend(&service).await;
+        assert_eq!(service.app.pool().plaintext_deks(), 3.min(n + 1));
+    }
+    let before = world.kms.calls();
+    for caller in &callers[1..] {
+        world.pass(2);
+        caller.encrypt(b"hello", &json!({})).await;
+    }
+    assert_eq!(world.kms.calls(), before, "three have room");
+    callers[0].encrypt(b"hello", &json!({})).await;
+    assert_eq!((world.kms.calls(), world.kms.unwraps()), (before + 1, 1), "the first one had gone");
+    tend(&service).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 3);
+    callers[1].encrypt(b"hello", &json!({})).await;
+    assert_eq!(world.kms.unwraps(), 2, "it went for the first one");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_key_without_use_is_let_go_after_the_stated_time() {
+    let mut world = World::new().await;
+    world.settings.pool.dek_idle_secs_max = 20;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    caller.encrypt(b"hello", &json!({})).await;
+    world.pass(5);
+    caller.encrypt(b"hello", &json!({})).await;
+    world.pass(19);
+    tend(&service).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 1);
+    world.pass(1);
+    tend(&service).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 0);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_waits_for_its_turn_among_its_tenants_calls_as_long_as_is_stated() {
+    let mut world = World::new().await;
+    world.settings.pool.tenant_kms_calls_max = 1;
+    world.settings.pool.tenant_kms_wait_ms_max = 2_000;
+    let service = world.start_without_keeper().await;
+    let acme = service.tenant_and_caller("acme").await;
+    key_with(&acme, "second", json!({})).await;
+    let emil = service.tenant_and_caller("emil").await;
+    let before = world.kms.calls();
+    world.kms.hold();
+    let first = acme.clone();
+    let mut clients = JoinSet::new();
+    clients.spawn(async move { first.try_encrypt(b"hello", &json!({})).await });
+    world.kms.arrived(before + 1).await;
+    let mut waits = JoinSet::new();
+    waits.spawn(async move { acme.post("/v1/encrypt", &json!({"plaintext": "", "key": "second"})).await });
+    // Another tenant's call has a turn of its own.
+    clients.spawn(async move { emil.try_encrypt(b"hello", &json!({})).await });
+    world.kms.arrived(before + 2).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.clock.advance(Duration::from_millis(1_999));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(waits.try_join_next().is_none(), "it did not wait as long as it may");
+    world.clock.advance(Duration::from_millis(1));
+    let refused = waits.join_next().await.unwrap().unwrap();
+    refused.problem("overloaded");
+    assert_eq!(world.kms.calls(), before + 2);
+    world.kms.release();
+    for answer in clients.join_all().await {
+        answer.ok(200);
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_is_remembered_for_as_long_as_is_stated() {
+    for memory_ms in [0, 3_000] {
+        let mut world = World::new().await;
+        world.settings.pool.error_memory_ms = memory_ms;
+        let service = world.start_without_keeper().await;
+        let caller = service.tenant_and_caller("acme").await;
+        world.kms.fail(KmsFault::Outage);
+        caller.try_encrypt(b"hello", &json!({})).await.problem("kms_unavailable");
+        let before = world.kms.generates();
+        if memory_ms > 0 {
+            world.clock.advance(Duration::from_millis(memory_ms - 1));
+            caller.try_encrypt(b"hello", &json!({})).await.problem("kms_unavailable");
+            assert_eq!(world.kms.generates(), before);
+            world.clock.advance(Duration::from_millis(1));
+        }
+        caller.try_encrypt(b"hello", &json!({})).await.problem("kms_unavailable");
+        assert_eq!(world.kms.generates(), before + 1);
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_is_written_as_often_as_is_stated() {
+    let mut world = World::new().await;
+    world.settings.pool.usage_flush_secs = 20;
+    let service = world.start().await;
+    let caller = service.tenant_and_caller("acme").await;
+    caller.encrypt(b"hello", &json!({})).await;
+    for _ in 0..19 {
+        world.pass(1);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(service.counted("acme", "default").await.1, 0);
+    let wait = async {
+        while service.counted("acme", "default").await.1 == 0 {
+            world.pass(1);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), wait).await.is_ok(), "waited for a flush in vain");
+    assert!(world.clock.monotonic() < Duration::from_secs(40), "it came late");
+    service.stop().await;
+}
+
 /// A ciphertext whose data key is forgotten by a crash would be lost for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_ciphertext_leaves_before_its_data_key_is_durable() {

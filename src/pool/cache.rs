@@ -49,24 +49,38 @@ impl Cache {
         self.live.get(&(tenant.clone(), id))
     }
 
-    /// Keeps a data key, and lets the tenant's least recently used one go where it has too many.
+    /// Whether this very data key is in memory.
+    pub(super) fn holds(&self, live: &Arc<LiveDek>) -> bool {
+        let register = self.register();
+        register
+            .tenants
+            .get(&live.scope.tenant)
+            .is_some_and(|own| own.iter().any(|other| Arc::ptr_eq(other, live)))
+    }
+
+    /// Keeps a data key, and lets the tenant's least recently used one go where it has too many. Nothing tends a data
+    /// key that is not kept: whoever has the KMS vouch for one keeps it, or wipes it.
     pub(super) fn keep(&self, live: Arc<LiveDek>) {
         let tenant = live.scope.tenant.clone();
         let crowded_out = {
             let mut register = self.register();
             let own = register.tenants.entry(tenant.clone()).or_default();
             if own.iter().any(|other| Arc::ptr_eq(other, &live)) {
-                return;
+                None
+            } else {
+                let least_used = own.iter().min_by_key(|other| other.used_at()).cloned();
+                let crowded_out = least_used.filter(|_| own.len() >= self.per_tenant_max);
+                own.push(Arc::clone(&live));
+                crowded_out
             }
-            let least_used = own.iter().min_by_key(|other| other.used_at()).cloned();
-            let crowded_out = least_used.filter(|_| own.len() >= self.per_tenant_max);
-            own.push(Arc::clone(&live));
-            crowded_out
         };
         if let Some(least_used) = crowded_out {
             self.drop_one(&least_used);
         }
-        self.live.insert((tenant, live.id), live);
+        // To put one in its own place would wipe it, as one that was replaced.
+        if !self.find(&tenant, live.id).is_some_and(|there| Arc::ptr_eq(&there, &live)) {
+            self.live.insert((tenant, live.id), live);
+        }
     }
 
     /// Lets a data key go at once.
@@ -124,7 +138,7 @@ impl Cache {
         self.live.run_pending_tasks();
     }
 
-    /// Data keys that have not been used for `idle` and whose plaintext is gone.
+    /// Lets go the data keys that have not been used for `idle`.
     pub(super) fn drop_idle(&self, now: Duration, idle: Duration) {
         for live in self.all() {
             if now.saturating_sub(live.used_at()) >= idle {

@@ -10,7 +10,7 @@ use super::PoolError;
 use super::cache::Cache;
 use super::denials::Denials;
 use super::directory::Directory;
-use super::flights::Destination;
+use super::flights::{Destination, Flights};
 use super::live::{Facts, Lifetimes, LiveDek};
 use super::turns::Turns;
 use super::usage::Counts;
@@ -36,6 +36,7 @@ pub(super) struct Fetch {
     pub(super) cache: Cache,
     pub(super) denials: Arc<Denials>,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
+    pub(super) openings: Flights<Wanted>,
     pub(super) kms_calls: Option<Buckets<TenantId>>,
     pub(super) bound_scopes_max: u64,
     pub(super) lifetimes: Lifetimes,
@@ -46,42 +47,47 @@ pub(super) struct Fetch {
 pub(super) struct Wanted {
     tenant: TenantId,
     id: DataKeyId,
-    /// What the envelope brings, where the registry does not know the data key. It is part of what is wanted, so
+    /// What the envelope brings, where the registry does not give the data key. It is part of what is wanted, so
     /// that one caller's forged section cannot make another's fail; so are the pairs that his call binds to it.
-    brought: Option<(WrappedKeys, EncryptionContext)>,
+    brought: Option<Brought>,
+}
+
+/// What a caller brings to open a data key with.
+#[derive(Clone, PartialEq)]
+pub(super) struct Brought {
+    /// The envelope's wrapped keys.
+    pub(super) section: WrappedKeys,
+    /// The key-bound pairs of the call.
+    pub(super) bound: EncryptionContext,
+    /// Whether the registry was asked, and does not know the data key; it may also not have answered.
+    pub(super) asked: bool,
 }
 
 impl Eq for Wanted {}
 
 impl Hash for Wanted {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let brought = self.brought.as_ref().map(|(section, bound)| (section.as_bytes(), bound));
+        let brought = self.brought.as_ref();
+        let brought = brought.map(|brought| (brought.section.as_bytes(), &brought.bound, brought.asked));
         (&self.tenant, self.id, brought).hash(state);
     }
 }
 
 impl Wanted {
-    pub(super) fn tenant(&self) -> &TenantId {
-        &self.tenant
-    }
-
     pub(super) fn registered(tenant: &TenantId, id: DataKeyId) -> Self {
         Self { tenant: tenant.clone(), id, brought: None }
     }
 
-    pub(super) fn brought(
-        tenant: &TenantId,
-        id: DataKeyId,
-        section: &WrappedKeys,
-        bound: &EncryptionContext,
-    ) -> Self {
-        Self { tenant: tenant.clone(), id, brought: Some((section.clone(), bound.clone())) }
+    pub(super) fn brought(tenant: &TenantId, id: DataKeyId, brought: Brought) -> Self {
+        Self { tenant: tenant.clone(), id, brought: Some(brought) }
     }
 }
 
 impl Destination for Wanted {
     fn brought_bytes(&self) -> usize {
-        self.brought.as_ref().map_or(0, |(section, bound)| section.as_bytes().len() + bound.canonical().len())
+        self.brought
+            .as_ref()
+            .map_or(0, |brought| brought.section.as_bytes().len() + brought.bound.canonical().len())
     }
 }
 
@@ -92,8 +98,56 @@ impl Destination for DekScope {
 }
 
 impl Fetch {
-    /// Brings a data key into memory, from the registry or from what an envelope brings.
-    pub(super) async fn open(&self, wanted: &Wanted) -> Result<Arc<LiveDek>, PoolError> {
+    /// Brings a data key into memory, from the registry or from what an envelope brings. Who encrypts and who decrypts
+    /// share one flight, so that a data key is in memory once.
+    pub(super) async fn open(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        urgency: Urgency,
+    ) -> Result<Arc<LiveDek>, PoolError> {
+        self.open_known(wanted, None, urgency).await
+    }
+
+    /// The same for a data key that is remembered, and up to date but for the KMS's word: it needs no registry.
+    async fn open_known(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        known: Option<Arc<LiveDek>>,
+        urgency: Urgency,
+    ) -> Result<Arc<LiveDek>, PoolError> {
+        let (fetch, watch, clock) = (Arc::clone(self), Arc::clone(&self.watch), self.clock.clone());
+        let good = move |live: &Arc<LiveDek>| {
+            let now = clock.monotonic();
+            watch.is_current(now) && live.usable(now).is_some()
+        };
+        let (destination, mark) = (wanted.clone(), self.directory.mark(&wanted.tenant));
+        let work = async move {
+            match known {
+                Some(live) => {
+                    let tenant = fetch.directory.tenant(&wanted.tenant).await?;
+                    fetch.serve(live, &tenant, urgency).await
+                }
+                None => fetch.fetch(&wanted, urgency).await,
+            }
+        };
+        self.openings.join(destination, mark, good, work).await
+    }
+
+    /// The same for one that the registry has just told of: its state may be newer than what is in memory.
+    async fn open_read(
+        self: &Arc<Self>,
+        tenant: &TenantRecord,
+        key: &KeyRecord,
+        stored: &StoredDek,
+        seen_mark: u64,
+        urgency: Urgency,
+    ) -> Result<Arc<LiveDek>, PoolError> {
+        let live = self.open(Wanted::registered(&tenant.id, stored.dek.id), urgency).await?;
+        live.learn(self.facts(tenant, stored, &key.policy, seen_mark)?);
+        Ok(live)
+    }
+
+    async fn fetch(&self, wanted: &Wanted, urgency: Urgency) -> Result<Arc<LiveDek>, PoolError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.directory.mark(&wanted.tenant).now();
         match &wanted.brought {
@@ -107,18 +161,22 @@ impl Fetch {
                 }
                 let tenant = self.directory.tenant(&wanted.tenant).await?;
                 let stored = stored.ok_or(PoolError::UnknownDek)?;
-                self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await
+                self.open_stored(&tenant, stored, seen_mark, urgency).await
             }
-            Some((section, bound)) => {
+            Some(brought) => {
                 let tenant = self.directory.tenant(&wanted.tenant).await?;
-                self.open_brought(&tenant, wanted.id, section, bound, seen_mark).await
+                self.open_brought(&tenant, wanted.id, brought, seen_mark).await
             }
         }
     }
 
     /// The data key that encrypts for this scope: the one in memory, the registry's, the one that waits, or a new
     /// one.
-    pub(super) async fn active(&self, scope: &DekScope, bytes: u64) -> Result<Arc<LiveDek>, PoolError> {
+    pub(super) async fn active(
+        self: &Arc<Self>,
+        scope: &DekScope,
+        bytes: u64,
+    ) -> Result<Arc<LiveDek>, PoolError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.directory.mark(&scope.tenant).now();
         let tenant = self.directory.tenant(&scope.tenant).await?;
@@ -126,22 +184,22 @@ impl Fetch {
         if bytes > key.policy.dek_bytes_max {
             return Err(PoolError::TooLargeForKey(key.policy.dek_bytes_max));
         }
-        if let Some(live) = self.in_memory(scope, bytes, seen_mark) {
-            let keks = believed(&tenant);
-            self.vouch(&live, &live.facts().section, &keks, Urgency::Foreground).await?;
-            return Ok(live);
-        }
-        let live = match self.store.active_dek(scope).await? {
-            Some(stored) if self.has_room(&stored, &tenant, &key, bytes) => {
-                let id = stored.dek.id;
-                let opened = self.open_stored(&tenant, stored, seen_mark, Urgency::Foreground).await;
-                opened.map_err(|refused| unfit_to_encrypt(id, refused))?
+        let live = match self.in_memory(scope, bytes, seen_mark) {
+            Some(live) => {
+                let wanted = Wanted::registered(&scope.tenant, live.id);
+                self.open_known(wanted, Some(live), Urgency::Foreground).await?
             }
-            Some(stored) => self.succeed(&tenant, &key, scope, stored.dek.id, seen_mark).await?,
-            None => {
-                self.has_room_for_scope(scope).await?;
-                self.make(&tenant, &key, scope, None, seen_mark).await?
-            }
+            None => match self.store.active_dek(scope).await? {
+                Some(stored) if self.has_room(&stored, &tenant, &key, bytes) => {
+                    let opened = self.open_read(&tenant, &key, &stored, seen_mark, Urgency::Foreground).await;
+                    opened.map_err(|refused| unfit_to_encrypt(stored.dek.id, refused))?
+                }
+                Some(stored) => self.succeed(&tenant, &key, scope, stored.dek.id, seen_mark).await?,
+                None => {
+                    self.has_room_for_scope(scope).await?;
+                    self.make(&tenant, &key, scope, None, seen_mark).await?
+                }
+            },
         };
         self.active.pin().insert(scope.clone(), Arc::clone(&live));
         Ok(live)
@@ -163,7 +221,7 @@ impl Fetch {
     }
 
     fn has_room(&self, stored: &StoredDek, tenant: &TenantRecord, key: &KeyRecord, bytes: u64) -> bool {
-        let counted = match self.cache.find(&tenant.id, stored.dek.id) {
+        let counted = match self.remembered(stored) {
             Some(live) => live.counts.has_room(bytes, &key.policy),
             None => Counts::from_registry(stored.dek.messages, stored.dek.bytes).has_room(bytes, &key.policy),
         };
@@ -182,7 +240,7 @@ impl Fetch {
 
     /// Ends `predecessor` and puts the data key that waits, or else a new one, in its place.
     async fn succeed(
-        &self,
+        self: &Arc<Self>,
         tenant: &TenantRecord,
         key: &KeyRecord,
         scope: &DekScope,
@@ -193,7 +251,7 @@ impl Fetch {
         self.pass_over_stranded(tenant, scope).await?;
         let live = match self.store.promote_next_dek(scope, predecessor, now).await? {
             Some(active) if active.dek.id != predecessor => {
-                self.open_stored(tenant, active, seen_mark, Urgency::Foreground).await?
+                self.open_read(tenant, key, &active, seen_mark, Urgency::Foreground).await?
             }
             _ => self.make(tenant, key, scope, Some(predecessor), seen_mark).await?,
         };
@@ -219,7 +277,7 @@ impl Fetch {
 
     /// Has a data key waiting for this scope, for whoever promotes it. Where the scope is in use here, its plaintext
     /// is kept for that moment; otherwise it is forgotten at once, and no other data key has to make room.
-    pub(super) async fn prepare(&self, scope: &DekScope) -> Result<(), PoolError> {
+    pub(super) async fn prepare(self: &Arc<Self>, scope: &DekScope) -> Result<(), PoolError> {
         if self.active.pin().contains_key(scope) {
             return self.next(scope).await.map(drop);
         }
@@ -244,7 +302,7 @@ impl Fetch {
     }
 
     async fn make(
-        &self,
+        self: &Arc<Self>,
         tenant: &TenantRecord,
         key: &KeyRecord,
         scope: &DekScope,
@@ -256,33 +314,31 @@ impl Fetch {
         match self.store.activate_dek(predecessor, &new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
                 let live = self.live(tenant, &new.stored, &key.policy, seen_mark)?;
-                self.received(&live, new.key, new.by, new.asked_at);
-                Ok(live)
+                Ok(self.received(live, new))
             }
             Activation::Taken(theirs) => {
-                self.open_stored(tenant, *theirs, seen_mark, Urgency::Foreground).await
+                self.open_read(tenant, key, &theirs, seen_mark, Urgency::Foreground).await
             }
         }
     }
 
     /// The data key that will follow the scope's active one, made before it is needed.
-    pub(super) async fn next(&self, scope: &DekScope) -> Result<Arc<LiveDek>, PoolError> {
+    pub(super) async fn next(self: &Arc<Self>, scope: &DekScope) -> Result<Arc<LiveDek>, PoolError> {
         let seen_mark = self.directory.mark(&scope.tenant).now();
         let tenant = self.directory.tenant(&scope.tenant).await?;
         let key = self.directory.key(&scope.tenant, &scope.key).await?;
         self.pass_over_stranded(&tenant, scope).await?;
         if let Some(waiting) = self.store.next_dek(scope).await? {
-            return self.open_stored(&tenant, waiting, seen_mark, Urgency::Background).await;
+            return self.open_read(&tenant, &key, &waiting, seen_mark, Urgency::Background).await;
         }
         let new = self.generate(&tenant, scope, DekState::Next, Urgency::Background).await?;
         match self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
                 let live = self.live(&tenant, &new.stored, &key.policy, seen_mark)?;
-                self.received(&live, new.key, new.by, new.asked_at);
-                Ok(live)
+                Ok(self.received(live, new))
             }
             Activation::Taken(theirs) => {
-                self.open_stored(&tenant, *theirs, seen_mark, Urgency::Background).await
+                self.open_read(&tenant, &key, &theirs, seen_mark, Urgency::Background).await
             }
         }
     }
@@ -339,16 +395,33 @@ impl Fetch {
             return Err(refused);
         }
         let key = self.directory.key(&tenant.id, &stored.dek.scope.key).await?;
-        let live = match self.cache.find(&tenant.id, stored.dek.id) {
+        let live = match self.remembered(&stored) {
             Some(live) => {
                 live.learn(self.facts(tenant, &stored, &key.policy, seen_mark)?);
                 live
             }
             None => self.live(tenant, &stored, &key.policy, seen_mark)?,
         };
-        let section = live.facts().section.clone();
+        self.serve(live, tenant, urgency).await
+    }
+
+    /// A registered data key that is in memory, or was pushed out while it encrypts: its counts go on.
+    fn remembered(&self, stored: &StoredDek) -> Option<Arc<LiveDek>> {
+        let StoredDek { dek, .. } = stored;
+        // What an envelope has brought is not what the registry holds: the KMS is asked about that.
+        let cached = self.cache.find(&dek.scope.tenant, dek.id).filter(|live| live.facts().registered);
+        cached.or_else(|| self.active.pin().get(&dek.scope).filter(|live| live.id == dek.id).cloned())
+    }
+
+    /// Has the KMS vouch for a data key where that is due, and keeps it.
+    async fn serve(
+        &self,
+        live: Arc<LiveDek>,
+        tenant: &TenantRecord,
+        urgency: Urgency,
+    ) -> Result<Arc<LiveDek>, PoolError> {
         if live.plaintext(self.clock.monotonic()).is_none() {
-            self.vouch(&live, &section, &believed(tenant), urgency).await?;
+            self.vouch(&live, &believed(tenant), urgency).await?;
         }
         self.cache.keep(Arc::clone(&live));
         Ok(live)
@@ -362,16 +435,18 @@ impl Fetch {
         &self,
         tenant: &TenantRecord,
         id: DataKeyId,
-        section: &WrappedKeys,
-        bound: &EncryptionContext,
+        brought: &Brought,
         seen_mark: u64,
     ) -> Result<Arc<LiveDek>, PoolError> {
-        let brought = section.kms_context().ok_or(PoolError::UnknownDek)?;
+        let Brought { section, bound, asked } = brought;
+        let answers = self.watch.answers();
+        let unasked_since = (!asked).then(|| answers.now());
+        let context = section.kms_context().ok_or(PoolError::UnknownDek)?;
         let disbelieved = PoolError::Disbelieved("its KMS context is not of this tenant, key and data key");
-        let key_name = brought.get("keyfold:key").and_then(|name| name.parse::<KeyName>().ok());
+        let key_name = context.get("keyfold:key").and_then(|name| name.parse::<KeyName>().ok());
         let key_name = key_name.ok_or_else(|| disbelieved.clone())?;
         let scope = DekScope { tenant: tenant.id.clone(), key: key_name, bound: bound.clone() };
-        if kms_context(&scope, id)? != *brought {
+        if kms_context(&scope, id)? != *context {
             return Err(disbelieved);
         }
         let policy = match self.directory.key(&tenant.id, &scope.key).await {
@@ -387,13 +462,24 @@ impl Fetch {
             retires_at: Duration::ZERO,
             seen_mark,
             registered: false,
+            unasked_since,
         };
-        let canonical = brought.canonical();
-        let mark = self.directory.mark(&tenant.id);
-        let live = Arc::new(LiveDek::new(id, scope, &canonical, Counts::default(), facts, mark));
-        self.vouch(&live, section, &believed(tenant), Urgency::Foreground).await?;
-        self.cache.keep(Arc::clone(&live));
-        Ok(live)
+        // The same was brought before: the KMS's word for it still counts.
+        let before = self.cache.find(&tenant.id, id).filter(|live| {
+            let known = live.facts();
+            !known.registered && known.section == *section && live.scope == scope
+        });
+        let live = match before {
+            Some(live) => {
+                live.learn(facts);
+                live
+            }
+            None => {
+                let (canonical, mark) = (context.canonical(), self.directory.mark(&tenant.id));
+                Arc::new(LiveDek::new(id, scope, &canonical, Counts::default(), facts, mark, answers))
+            }
+        };
+        self.serve(live, tenant, Urgency::Foreground).await
     }
 
     /// Has the KMS give the plaintext (again), and heeds its answer: a denial drops what it had vouched for, an
@@ -401,11 +487,11 @@ impl Fetch {
     pub(super) async fn vouch(
         &self,
         live: &LiveDek,
-        section: &WrappedKeys,
         keks: &[Kek],
         urgency: Urgency,
     ) -> Result<(), PoolError> {
         let context = kms_context(&live.scope, live.id)?;
+        let section = live.facts().section.clone();
         let forms: Vec<(KekId, &[u8])> = section
             .keys()
             .iter()
@@ -492,9 +578,12 @@ impl Fetch {
         }
     }
 
-    fn received(&self, live: &Arc<LiveDek>, key: DataKey, by: KekId, asked_at: Duration) {
-        self.vouched(live, key, by, asked_at);
-        self.cache.keep(Arc::clone(live));
+    /// Keeps a data key that was just made, unless somebody has opened it already: it is in memory once.
+    fn received(&self, live: Arc<LiveDek>, new: Made) -> Arc<LiveDek> {
+        let live = self.remembered(&new.stored).unwrap_or(live);
+        self.vouched(&live, new.key, new.by, new.asked_at);
+        self.cache.keep(Arc::clone(&live));
+        live
     }
 
     fn live(
@@ -509,7 +598,8 @@ impl Fetch {
         let counts = Counts::from_registry(dek.messages, dek.bytes);
         let facts = self.facts(tenant, stored, policy, seen_mark)?;
         let mark = self.directory.mark(&dek.scope.tenant);
-        Ok(Arc::new(LiveDek::new(dek.id, dek.scope.clone(), &context, counts, facts, mark)))
+        let answers = self.watch.answers();
+        Ok(Arc::new(LiveDek::new(dek.id, dek.scope.clone(), &context, counts, facts, mark, answers)))
     }
 
     fn facts(
@@ -539,6 +629,7 @@ impl Fetch {
             retires_at,
             seen_mark,
             registered: true,
+            unasked_since: None,
         })
     }
 

@@ -133,16 +133,23 @@ impl DekPool {
 
     async fn renew(&self, live: &Arc<LiveDek>) {
         let _again = Again { from: &live.tried_ms, clock: &self.fetch.clock, delay: Duration::ZERO };
+        // The registry is asked at its next use, and until then nobody renews what it has not been asked about.
+        if !live.facts().registered && !live.is_current() {
+            return;
+        }
         let renewed: Result<(), PoolError> = async {
             let tenant = self.fetch.directory.tenant(&live.scope.tenant).await?;
             // It may have been rewrapped since it was read, and the KEK that it came by be gone.
             if live.facts().registered && !live.is_current() {
                 self.fetch.refresh(live, &tenant).await?;
             }
-            let section = live.facts().section.clone();
-            self.fetch.vouch(live, &section, &super::fetch::believed(&tenant), Urgency::Background).await
+            self.fetch.vouch(live, &super::fetch::believed(&tenant), Urgency::Background).await
         }
         .await;
+        // It was let go in the meantime.
+        if !self.fetch.cache.holds(live) {
+            live.wipe();
+        }
         if let Err(error) = renewed {
             tracing::warn!(tenant = %live.scope.tenant, dek = %live.id, %error, "a data key was not renewed");
         }

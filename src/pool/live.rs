@@ -39,6 +39,7 @@ pub(super) struct LiveDek {
     /// When the cache was last told that it is in use; monotonic.
     pub(super) touched_ms: AtomicU64,
     mark: Arc<Mark>,
+    answers: Arc<Mark>,
 }
 
 /// What the registry said of a data key when it was last read.
@@ -54,6 +55,9 @@ pub(super) struct Facts {
     pub(super) seen_mark: u64,
     /// Whether the registry knows it at all: an embedded envelope can bring a data key that was lost there.
     pub(super) registered: bool,
+    /// Where the registry could not be asked about it: how often it had answered until then. All this holds until it
+    /// answers again.
+    pub(super) unasked_since: Option<u64>,
 }
 
 /// How long plaintext lives.
@@ -71,6 +75,7 @@ impl LiveDek {
         counts: Counts,
         facts: Facts,
         mark: Arc<Mark>,
+        answers: Arc<Mark>,
     ) -> Self {
         let nobody = facts.section.keys().first().and_then(|form| form.kek.parse::<KekId>().ok());
         Self {
@@ -89,13 +94,14 @@ impl LiveDek {
             prepared_ms: AtomicU64::new(0),
             touched_ms: AtomicU64::new(0),
             mark,
+            answers,
         }
     }
 
     /// The key, if it may be used now and what is known of it is up to date.
     pub(super) fn usable(&self, now: Duration) -> Option<(Arc<DataKey>, arc_swap::Guard<Arc<Facts>>)> {
         let facts = self.facts.load();
-        if facts.seen_mark != self.mark.now() {
+        if !self.holds(&facts) {
             return None;
         }
         let key = self.plaintext(now)?;
@@ -104,7 +110,12 @@ impl LiveDek {
 
     /// Whether what is known of it is up to date.
     pub(super) fn is_current(&self) -> bool {
-        self.facts.load().seen_mark == self.mark.now()
+        self.holds(&self.facts.load())
+    }
+
+    fn holds(&self, facts: &Facts) -> bool {
+        facts.seen_mark == self.mark.now()
+            && facts.unasked_since.is_none_or(|answers| answers == self.answers.now())
     }
 
     /// The key, if the KMS's word for it still counts.

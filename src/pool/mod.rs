@@ -24,8 +24,8 @@ use envelope::{DataKey, DataKeyId, EncryptionContext, Head, WrappedKeys};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::kms::KmsError;
 use crate::kms::ring::KekRings;
+use crate::kms::{KmsError, Urgency};
 use crate::quota::{Buckets, Exceeded, Rate};
 use crate::store::watch::ChangeWatch;
 use crate::store::{DekScope, DekState, EnvelopeWeight, Store, StoreError};
@@ -34,7 +34,7 @@ use crate::tenant::{KekId, KeyName, TenantId};
 use cache::Cache;
 use denials::Denials;
 use directory::Directory;
-use fetch::{Fetch, Wanted};
+use fetch::{Brought, Fetch, Wanted};
 use flights::Flights;
 use live::{Facts, Lifetimes, LiveDek, as_ms};
 use turns::Turns;
@@ -222,7 +222,6 @@ fn section(embedded: &WrappedKeys, weight: EnvelopeWeight) -> WrappedKeys {
 pub struct DekPool {
     fetch: Arc<Fetch>,
     active_flights: Arc<Flights<DekScope>>,
-    open_flights: Arc<Flights<Wanted>>,
     idle: Duration,
 }
 
@@ -241,7 +240,7 @@ impl DekPool {
     ) -> Self {
         let error_memory = Duration::from_millis(options.error_memory_ms);
         let active_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
-        let open_flights = Arc::new(Flights::new(clock.clone(), error_memory, tracker.clone()));
+        let openings = Flights::new(clock.clone(), error_memory, tracker.clone());
         let kms_clock = clock.clone();
         let lifetimes = Lifetimes {
             plaintext_max: Duration::from_secs(options.dek_plaintext_secs_max),
@@ -258,6 +257,7 @@ impl DekPool {
             turns: Turns::new(options),
             cache: Cache::new(options.deks_max, options.tenant_deks_max),
             active: papaya::HashMap::new(),
+            openings,
             kms_calls: Rate::new(options.tenant_kms_calls_per_min, Duration::from_mins(1), 0)
                 .map(|rate| Buckets::new(rate, kms_clock)),
             bound_scopes_max: options.tenant_bound_scopes_max,
@@ -270,7 +270,7 @@ impl DekPool {
             }
         });
         let idle = Duration::from_secs(options.dek_idle_secs_max);
-        Self { fetch, active_flights, open_flights, idle }
+        Self { fetch, active_flights, idle }
     }
 
     /// The active data key of this scope, for a message of `bytes` bytes of plaintext (0 where that is not known
@@ -373,26 +373,19 @@ impl DekPool {
         head: &Head,
         bound: &EncryptionContext,
     ) -> Result<Arc<LiveDek>, PoolError> {
-        match self.open(Wanted::registered(tenant, head.dek_id())).await {
-            // Not in the registry, or the registry is down: what the envelope brings may do, as far as it is
-            // believed.
-            Err(PoolError::UnknownDek | PoolError::Store(StoreError::Unavailable(_)))
-                if !head.wrapped().is_compact() =>
-            {
-                self.open(Wanted::brought(tenant, head.dek_id(), head.wrapped(), bound)).await
-            }
-            other => other,
-        }
-    }
-
-    async fn open(&self, wanted: Wanted) -> Result<Arc<LiveDek>, PoolError> {
-        let (fetch, known) = (Arc::clone(&self.fetch), Arc::clone(&self.fetch));
-        let good = move |live: &Arc<LiveDek>| {
-            let now = known.clock.monotonic();
-            known.watch.is_current(now) && live.usable(now).is_some()
+        let id = head.dek_id();
+        let refused = match self.fetch.open(Wanted::registered(tenant, id), Urgency::Foreground).await {
+            Err(refused) if !head.wrapped().is_compact() => refused,
+            other => return other,
         };
-        let (key, mark) = (wanted.clone(), self.fetch.directory.mark(wanted.tenant()));
-        self.open_flights.join(key, mark, good, async move { fetch.open(&wanted).await }).await
+        // Not in the registry, or the registry is down: what the envelope brings may do, as far as it is believed.
+        let asked = match refused {
+            PoolError::UnknownDek => true,
+            PoolError::Store(StoreError::Unavailable(_)) => false,
+            other => return Err(other),
+        };
+        let brought = Brought { section: head.wrapped().clone(), bound: bound.clone(), asked };
+        self.fetch.open(Wanted::brought(tenant, id, brought), Urgency::Foreground).await
     }
 
     fn hot_opening(
@@ -454,7 +447,7 @@ impl DekPool {
         self.fetch.active.pin().clear();
         self.fetch.cache.clear();
         self.active_flights.clear();
-        self.open_flights.clear();
+        self.fetch.openings.clear();
     }
 }
 

@@ -21,6 +21,7 @@ pub struct ChangeWatch {
     clock: Clock,
     stale_max: Duration,
     marks: papaya::HashMap<Option<TenantId>, Arc<Mark>>,
+    answers: Arc<Mark>,
     seen: tokio::sync::Mutex<Seen>,
     on_denial: OnceLock<Box<OnDenial>>,
     good_until_ms: AtomicU64,
@@ -37,7 +38,7 @@ struct Seen {
 /// What is to be done when a denial is heard of.
 type OnDenial = dyn Fn(&KekDenial) + Send + Sync;
 
-/// Counts the changes of one tenant, or of what belongs to none.
+/// Counts the changes of one tenant, or of what belongs to none; or how often the registry has answered.
 #[derive(Default)]
 pub struct Mark(AtomicU64);
 
@@ -56,6 +57,7 @@ impl ChangeWatch {
             clock,
             stale_max,
             marks: papaya::HashMap::new(),
+            answers: Arc::default(),
             seen: tokio::sync::Mutex::default(),
             on_denial: OnceLock::new(),
             good_until_ms: AtomicU64::new(0),
@@ -68,6 +70,11 @@ impl ChangeWatch {
     /// The mark of a tenant; `None` is the mark of what belongs to no single tenant.
     pub fn mark(&self, tenant: Option<&TenantId>) -> Arc<Mark> {
         Arc::clone(self.marks.pin().get_or_insert_with(tenant.cloned(), Arc::default))
+    }
+
+    /// Counts the polls that the registry has answered. What could not be asked of it can be, once this has moved.
+    pub fn answers(&self) -> Arc<Mark> {
+        Arc::clone(&self.answers)
     }
 
     /// Whether the registry has answered recently enough for what is in memory to be used.
@@ -103,6 +110,7 @@ impl ChangeWatch {
             seen.change = seen.change.max(change.seq);
         }
         self.extend();
+        self.answers.0.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 

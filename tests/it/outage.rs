@@ -126,7 +126,9 @@ async fn a_hundred_tenants_cost_one_call_each_and_after_a_restart_one_more_each(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_first_requests_of_a_cold_tenant_are_one_call() {
-    let world = AwsWorld::new().await;
+    let mut world = AwsWorld::new().await;
+    // He is alone, and may fill the service.
+    world.settings.http.fair_from_percent = 100;
     let service = world.start().await;
     let caller = world.tenant(&service, "acme", &[&world.key(IRELAND)]).await;
     world.emulator.faults().set(FaultScope::any(), Fault::latency(Duration::from_millis(300)));

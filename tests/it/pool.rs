@@ -61,7 +61,9 @@ async fn ten_thousand_messages_of_a_hundred_tenants_ask_the_kms_once_for_each_te
 /// The requests all wait for one KMS call.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_first_requests_of_a_cold_tenant_make_one_kms_call() {
-    let world = World::new().await;
+    let mut world = World::new().await;
+    // He is alone, and may fill the service.
+    world.settings.http.fair_from_percent = 100;
     let service = world.start().await;
     let caller = service.tenant_and_caller("acme").await;
     let before = world.kms.calls();
@@ -84,7 +86,9 @@ async fn a_thousand_first_requests_of_a_cold_tenant_make_one_kms_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_first_decrypts_after_a_restart_make_one_kms_call() {
-    let world = World::new().await;
+    let mut world = World::new().await;
+    // He is alone, and may fill the service.
+    world.settings.http.fair_from_percent = 100;
     let service = world.start().await;
     let caller = service.tenant_and_caller("acme").await;
     let ciphertext = caller.encrypt(b"hello", &json!({})).await;
@@ -365,6 +369,261 @@ async fn a_tenant_with_many_keys_pushes_out_its_own_and_nobody_elses() {
     assert_eq!(world.kms.calls(), before, "these are still in memory");
     dek_of(&acme, "k0", b"hello").await;
     assert_eq!((world.kms.calls(), world.kms.generates()), (before + 1, 11), "this one is asked for again");
+    service.stop().await;
+}
+
+/// A tenant with the keys `a` and `b`, and a data key for each, of which only one has room in memory. All that this
+/// process knows of them is up to date.
+async fn two_keys_and_room_for_one(service: &Service) -> Caller {
+    let acme = service.tenant_and_caller("acme").await;
+    for key in ["a", "b"] {
+        key_with(&acme, key, json!({})).await;
+        dek_of(&acme, key, b"hello").await;
+    }
+    tend(service).await;
+    for key in ["a", "b"] {
+        dek_of(&acme, key, b"hello").await;
+    }
+    acme
+}
+
+/// One round of the background, to its end.
+async fn tend(service: &Service) {
+    let tracker = tokio_util::task::TaskTracker::new();
+    service.app.pool().tend(&tracker).await;
+    tracker.close();
+    tracker.wait().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_key_that_was_pushed_out_and_comes_back_is_counted_dropped_and_wiped_as_any_other() {
+    let mut world = World::new().await;
+    world.settings.pool.tenant_deks_max = 1;
+    let service = world.start_without_keeper().await;
+    let acme = two_keys_and_room_for_one(&service).await;
+    for key in ["a", "b", "a", "b", "a"] {
+        world.pass(1);
+        let before = world.kms.calls();
+        dek_of(&acme, key, b"hello").await;
+        assert_eq!(world.kms.calls(), before + 1, "{key} had been pushed out");
+        assert_eq!(service.app.pool().plaintext_deks(), 1);
+    }
+    service.app.pool().flush_usage().await;
+    assert_eq!(service.counted("acme", "a").await.1, 5);
+    assert_eq!(service.counted("acme", "b").await.1, 4);
+    // What somebody else hears of the KEK counts for it.
+    let emil = service.tenant_and_caller("emil").await;
+    world.kms.fail(KmsFault::Denied);
+    dek_of(&acme, "a", b"still vouched for").await;
+    emil.try_encrypt(b"hello", &json!({})).await.problem("kek_denied");
+    let body = json!({"plaintext": "aGVsbG8=", "key": "a"});
+    acme.post("/v1/encrypt", &body).await.problem("kek_denied");
+    world.kms.fail(None);
+    world.pass(1);
+    for key in ["a", "b", "a"] {
+        dek_of(&acme, key, b"hello").await;
+    }
+    assert_eq!(service.app.pool().plaintext_deks(), 1);
+    world.pass(200);
+    let before = world.kms.unwraps();
+    dek_of(&acme, "a", b"hello").await;
+    world.pass(41);
+    tend(&service).await;
+    assert_eq!(world.kms.unwraps(), before + 1, "it is renewed ahead of time");
+    world.pass(301);
+    tend(&service).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 0);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encrypting_and_decrypting_at_once_after_a_restart_make_one_kms_call() {
+    let world = World::new().await;
+    let service = world.start().await;
+    let caller = service.tenant_and_caller("acme").await;
+    let ciphertext = caller.encrypt(b"hello", &json!({})).await;
+    let token = caller.token().to_owned();
+    service.stop().await;
+    let service = world.start().await;
+    let caller = service.anonymous().with_token(token);
+    world.kms.hold();
+    let before = world.kms.calls();
+    let mut clients = JoinSet::new();
+    for _ in 0..50 {
+        let (encrypts, decrypts, ciphertext) = (caller.clone(), caller.clone(), ciphertext.clone());
+        clients.spawn(async move { drop(encrypts.encrypt(b"hello", &json!({})).await) });
+        clients.spawn(async move { assert_eq!(decrypts.decrypt(&ciphertext, &json!({})).await, b"hello") });
+    }
+    world.kms.arrived(before + 1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    world.kms.release();
+    clients.join_all().await;
+    assert_eq!((world.kms.unwraps(), world.kms.generates()), (1, 1));
+    assert_eq!(service.app.pool().plaintext_deks(), 1);
+    service.stop().await;
+}
+
+/// While the registry cannot be asked, the envelope is believed; once it can, what it says counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_data_key_that_was_opened_while_the_registry_was_away_is_refused_once_it_is_back() {
+    let world = World::new().await;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    key_with(&caller, "other", json!({})).await;
+    let ciphertext = caller.encrypt(b"hello", &json!({})).await;
+    let other = json!({"plaintext": "aGVsbG8=", "key": "other"});
+    let kept = text(&caller.post("/v1/encrypt", &other).await.ok(200)["ciphertext"]);
+    let dek = service.counted("acme", "default").await.0;
+    let token = caller.token().to_owned();
+    caller.post(&format!("/v1/tenants/acme/deks/{dek}/revoke"), &json!({})).await.ok(200);
+    service.stop().await;
+
+    let service = world.start_without_keeper().await;
+    let caller = service.anonymous().with_token(token);
+    tend(&service).await;
+    caller.try_decrypt(&ciphertext, &json!({})).await.problem("key_revoked");
+    service.store.down(true);
+    world.pass(1);
+    for _ in 0..5 {
+        assert_eq!(caller.decrypt(&ciphertext, &json!({})).await, b"hello");
+        assert_eq!(caller.decrypt(&kept, &json!({})).await, b"hello");
+        world.pass(1);
+        tend(&service).await;
+    }
+    assert_eq!(world.kms.unwraps(), 2, "one call for each, for as long as the registry is away");
+    service.store.down(false);
+    world.pass(1);
+    tend(&service).await;
+    caller.try_decrypt(&ciphertext, &json!({})).await.problem("key_revoked");
+    assert_eq!(caller.decrypt(&kept, &json!({})).await, b"hello");
+    assert_eq!(world.kms.unwraps(), 3, "the registry's own form is opened, and not what was brought");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_more_data_keys_than_have_room_in_all_the_one_that_was_used_longest_ago_goes() {
+    let mut world = World::new().await;
+    world.settings.pool.deks_max = 3;
+    let service = world.start_without_keeper().await;
+    let mut callers = Vec::new();
+    for n in 0..4 {
+        world.pass(2);
+        let caller = service.tenant_and_caller(&format!("t{n}")).await;
+        caller.encrypt(b"hello", &json!({})).await;
+        callers.push(caller);
+        tend(&service).await;
+        assert_eq!(service.app.pool().plaintext_deks(), 3.min(n + 1));
+    }
+    let before = world.kms.calls();
+    for caller in &callers[1..] {
+        world.pass(2);
+        caller.encrypt(b"hello", &json!({})).await;
+    }
+    assert_eq!(world.kms.calls(), before, "three have room");
+    callers[0].encrypt(b"hello", &json!({})).await;
+    assert_eq!((world.kms.calls(), world.kms.unwraps()), (before + 1, 1), "the first one had gone");
+    tend(&service).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 3);
+    callers[1].encrypt(b"hello", &json!({})).await;
+    assert_eq!(world.kms.unwraps(), 2, "it went for the first one");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_key_without_use_is_let_go_after_the_stated_time() {
+    let mut world = World::new().await;
+    world.settings.pool.dek_idle_secs_max = 20;
+    let service = world.start_without_keeper().await;
+    let caller = service.tenant_and_caller("acme").await;
+    caller.encrypt(b"hello", &json!({})).await;
+    world.pass(5);
+    caller.encrypt(b"hello", &json!({})).await;
+    world.pass(19);
+    tend(&service).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 1);
+    world.pass(1);
+    tend(&service).await;
+    assert_eq!(service.app.pool().plaintext_deks(), 0);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_waits_for_its_turn_among_its_tenants_calls_as_long_as_is_stated() {
+    let mut world = World::new().await;
+    world.settings.pool.tenant_kms_calls_max = 1;
+    world.settings.pool.tenant_kms_wait_ms_max = 2_000;
+    let service = world.start_without_keeper().await;
+    let acme = service.tenant_and_caller("acme").await;
+    key_with(&acme, "second", json!({})).await;
+    let emil = service.tenant_and_caller("emil").await;
+    let before = world.kms.calls();
+    world.kms.hold();
+    let first = acme.clone();
+    let mut clients = JoinSet::new();
+    clients.spawn(async move { first.try_encrypt(b"hello", &json!({})).await });
+    world.kms.arrived(before + 1).await;
+    let mut waits = JoinSet::new();
+    waits.spawn(async move { acme.post("/v1/encrypt", &json!({"plaintext": "", "key": "second"})).await });
+    // Another tenant's call has a turn of its own.
+    clients.spawn(async move { emil.try_encrypt(b"hello", &json!({})).await });
+    world.kms.arrived(before + 2).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    world.clock.advance(Duration::from_millis(1_999));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(waits.try_join_next().is_none(), "it did not wait as long as it may");
+    world.clock.advance(Duration::from_millis(1));
+    let refused = waits.join_next().await.unwrap().unwrap();
+    refused.problem("overloaded");
+    assert_eq!(world.kms.calls(), before + 2);
+    world.kms.release();
+    for answer in clients.join_all().await {
+        answer.ok(200);
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_is_remembered_for_as_long_as_is_stated() {
+    for memory_ms in [0, 3_000] {
+        let mut world = World::new().await;
+        world.settings.pool.error_memory_ms = memory_ms;
+        let service = world.start_without_keeper().await;
+        let caller = service.tenant_and_caller("acme").await;
+        world.kms.fail(KmsFault::Outage);
+        caller.try_encrypt(b"hello", &json!({})).await.problem("kms_unavailable");
+        let before = world.kms.generates();
+        if memory_ms > 0 {
+            world.clock.advance(Duration::from_millis(memory_ms - 1));
+            caller.try_encrypt(b"hello", &json!({})).await.problem("kms_unavailable");
+            assert_eq!(world.kms.generates(), before);
+            world.clock.advance(Duration::from_millis(1));
+        }
+        caller.try_encrypt(b"hello", &json!({})).await.problem("kms_unavailable");
+        assert_eq!(world.kms.generates(), before + 1);
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_is_written_as_often_as_is_stated() {
+    let mut world = World::new().await;
+    world.settings.pool.usage_flush_secs = 20;
+    let service = world.start().await;
+    let caller = service.tenant_and_caller("acme").await;
+    caller.encrypt(b"hello", &json!({})).await;
+    for _ in 0..19 {
+        world.pass(1);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(service.counted("acme", "default").await.1, 0);
+    let wait = async {
+        while service.counted("acme", "default").await.1 == 0 {
+            world.pass(1);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), wait).await.is_ok(), "waited for a flush in vain");
+    assert!(world.clock.monotonic() < Duration::from_secs(40), "it came late");
     service.stop().await;
 }
 

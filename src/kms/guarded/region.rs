@@ -96,7 +96,7 @@ impl Region {
         };
         let slot = slot.ok_or_else(|| {
             let detail = format!("the limits of calls to {} left no room in time", self.name);
-            KmsError::outage_by(kek, OutageCause::Throttled, detail)
+            KmsError::outage_by(kek, OutageCause::OwnLimit, detail)
         })?;
         self.pass_breaker(kek)?;
         Ok(slot)
@@ -210,7 +210,7 @@ impl Region {
             }
             // One key or one credential: no word about the region, but it has answered.
             OutageCause::KeyUnavailable => self.answered(),
-            OutageCause::Credentials => {}
+            OutageCause::Credentials | OutageCause::OwnLimit => {}
         }
     }
 

@@ -116,6 +116,7 @@ impl App {
             Arc::clone(&watch),
             clock.clone(),
             &pool_options,
+            Duration::from_millis(settings.aws.call_ms_max),
             &lifecycle.tracker,
         );
         let rules = settings.access.rules()?;

@@ -474,6 +474,13 @@ impl Settings {
         at_least("pool.deks_max", self.pool.deks_max, 1)?;
         at_least("pool.tenant_deks_max", self.pool.tenant_deks_max as u64, 1)?;
         at_least("pool.dek_plaintext_secs_max", self.pool.dek_plaintext_secs_max, 10)?;
+        let renewal_secs = self.aws.call_ms_max.saturating_mul(2).div_ceil(1_000);
+        if self.pool.dek_plaintext_secs_max < renewal_secs {
+            return Err(ConfigError::Invalid(format!(
+                "pool.dek_plaintext_secs_max is {}: use {renewal_secs} or more, twice aws.call_ms_max, so that a data key in use can be renewed in time",
+                self.pool.dek_plaintext_secs_max
+            )));
+        }
         at_least("pool.dek_idle_secs_max", self.pool.dek_idle_secs_max, 10)?;
         at_least("pool.tenant_kms_calls_max", self.pool.tenant_kms_calls_max as u64, 1)?;
         at_least("pool.usage_flush_secs", self.pool.usage_flush_secs, 1)?;
@@ -664,6 +671,20 @@ mod tests {
         assert!(error.contains("cannot be read"), "{error}");
         let zero = Variables::of([("KEYFOLD_POOL__DEKS_MAX", "0")]);
         assert!(Settings::load(None, &zero).unwrap_err().to_string().contains("pool.deks_max"));
+    }
+
+    #[test]
+    fn a_renewal_has_time_for_a_call_to_the_kms_before_a_data_key_ends() {
+        let load = |call_ms_max: &str| {
+            let variables = Variables::of([
+                ("KEYFOLD_POOL__DEK_PLAINTEXT_SECS_MAX", "10"),
+                ("KEYFOLD_AWS__CALL_MS_MAX", call_ms_max),
+            ]);
+            Settings::load(None, &variables)
+        };
+        assert!(load("5000").is_ok());
+        let error = load("5001").unwrap_err().to_string();
+        assert!(error.contains("pool.dek_plaintext_secs_max is 10: use 11 or more"), "{error}");
     }
 
     #[test]

@@ -200,7 +200,7 @@ impl GuardedKms {
 
 fn worth_another_try(failure: &KmsError) -> bool {
     match failure {
-        KmsError::Outage { cause, .. } => *cause != OutageCause::Credentials,
+        KmsError::Outage { cause, .. } => !matches!(cause, OutageCause::Credentials | OutageCause::OwnLimit),
         KmsError::Denied { .. } | KmsError::Damaged { .. } => false,
     }
 }

@@ -170,6 +170,8 @@ pub enum OutageCause {
     KeyUnavailable,
     /// The service's own credentials do not do. Asking again at once does not help.
     Credentials,
+    /// The service's own limits left no room for the call: the KMS was not asked, and may be well.
+    OwnLimit,
 }
 
 impl KmsError {

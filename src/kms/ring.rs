@@ -2,7 +2,10 @@
 //!
 //! A data key is made by the first member that answers and wrapped under every other, so that any one of them can
 //! open it. Replicas of one multi-Region key share a wrapped form. The nearest member is asked first; one that keeps
-//! silent does not hold up the others: after a moment the next one is asked beside it.
+//! silent does not hold up the others: after a moment the next one is asked beside it. What it then has to say is
+//! still heard, and remembered: a replica that answered faster is no way round its owner's no.
+
+mod words;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,6 +18,8 @@ use tokio_util::task::TaskTracker;
 use super::{Generated, Kms, KmsError, Urgency, Wrapped};
 use crate::clock::Clock;
 use crate::tenant::{Kek, KekId, KekRing};
+
+use self::words::Words;
 
 /// How rings are used.
 #[derive(Clone, Debug)]
@@ -41,6 +46,7 @@ pub struct KekRings {
     clock: Clock,
     options: Options,
     tracker: TaskTracker,
+    words: Arc<Words>,
 }
 
 /// A new data key under a whole ring.
@@ -61,8 +67,6 @@ pub struct RingUnwrapped {
     pub plaintext: KeyMaterial,
     /// The member that opened it.
     pub by: KekId,
-    /// Members that were asked before, and said no.
-    pub denials: Vec<KmsError>,
 }
 
 /// Why no member of a ring made or opened a data key.
@@ -75,22 +79,45 @@ pub struct RingFailure {
 }
 
 impl RingFailure {
-    /// The answer that decides: a denial before an outage (what the owner has cut off must not look like something
-    /// that will pass), and an outage before damage (the form that could have opened it was not tried).
+    /// The answer that decides. An outage of a member that might have answered comes first: it may pass. One of a KEK
+    /// that has said no, or whose replica has, does not: what the owner has cut off must not look as if it would. Then
+    /// a denial, and then damage.
     pub fn deciding(self) -> Option<KmsError> {
-        self.failures.into_iter().min_by_key(|failure| match failure {
-            KmsError::Denied { .. } => (0, None),
+        let failures = &self.failures;
+        let decides = failures.iter().min_by_key(|failure| match failure {
             // Of several the one that is over first: any member will do.
-            KmsError::Outage { again_in, .. } => (1, *again_in),
+            KmsError::Outage { kek, again_in, .. } if !denied(failures, kek) => (0, *again_in),
+            KmsError::Denied { .. } => (1, None),
             KmsError::Damaged { .. } => (2, None),
-        })
+            KmsError::Outage { again_in, .. } => (3, *again_in),
+        });
+        decides.cloned()
     }
 }
 
 impl KekRings {
     /// Rings over this KMS. What a member has still to say when nobody waits for it any more runs out on `tracker`.
     pub fn new(kms: Arc<dyn Kms>, clock: Clock, options: Options, tracker: TaskTracker) -> Self {
-        Self { kms, clock, options, tracker }
+        Self { kms, clock, options, tracker, words: Arc::default() }
+    }
+
+    /// Tells `listener` of every denial, also of one that comes when nobody waits for it any more. For one listener.
+    pub fn on_denial(&self, listener: impl Fn(&KekId) + Send + Sync + 'static) {
+        self.words.tell(Box::new(listener));
+    }
+
+    /// The denial that forbids the use of what `by` has given: it is a replica of one of `keks` that would have been
+    /// asked before it, and has said no.
+    pub fn forbidden(&self, by: &KekId, keks: &[Kek]) -> Option<KmsError> {
+        let members = self.nearest_first(keks);
+        let denier = self.denier(&members, by)?;
+        Some(KmsError::denied(denier, format!("it has said no, and {by} is a replica of it")))
+    }
+
+    /// When this KEK's KMS last did not answer, where it has not answered since; monotonic. Calls that the service's own
+    /// limits did not let through say nothing.
+    pub fn silent_at(&self, kek: &KekId) -> Option<Duration> {
+        self.words.silent_at(kek)
     }
 
     /// Makes a data key by the first member that answers, and wraps it under the others.
@@ -101,7 +128,7 @@ impl KekRings {
         urgency: Urgency,
     ) -> Result<RingGenerated, RingFailure> {
         let context = Arc::new(context.clone());
-        let members = self.nearest_first(ring.members());
+        let members = self.asked(ring.members());
         let race = Race::new(self, members.into_iter().map(|member| (member, ())).collect());
         let kms = Arc::clone(&self.kms);
         let of_ring = Arc::clone(&context);
@@ -141,12 +168,14 @@ impl KekRings {
             }
             asked.push(member.id.clone());
             let (kms, context) = (Arc::clone(&self.kms), Arc::clone(context));
+            let (words, clock) = (Arc::clone(&self.words), self.clock.clone());
             // Its own copy: the task may outlive this call, by the guard's deadline at most.
             let plaintext = plaintext.duplicate();
             let (member, answer) = (member.clone(), answer.clone());
             self.tracker.spawn(async move {
                 let wrapped = kms.wrap(&member, &context, &plaintext, urgency).await;
                 drop(plaintext);
+                words.heard(&member.id, &wrapped, clock.monotonic());
                 // Nobody waits any more: the rotation adds what is missing.
                 let _ = answer.send(wrapped);
             });
@@ -184,7 +213,7 @@ impl KekRings {
         context: &EncryptionContext,
         urgency: Urgency,
     ) -> Result<RingUnwrapped, RingFailure> {
-        let members = self.nearest_first(keks).into_iter().filter_map(|member| {
+        let members = self.asked(keks).into_iter().filter_map(|member| {
             let (_, blob) = forms.iter().find(|(kek, _)| kek.same_material(&member.id))?;
             Some((member, blob.to_vec()))
         });
@@ -194,9 +223,22 @@ impl KekRings {
             let (kms, context) = (Arc::clone(&kms), Arc::clone(&context));
             async move { kms.unwrap(&member, &context, &blob, urgency).await }
         };
-        let (by, plaintext, mut denials) = race.run(ask).await?;
-        denials.retain(|failure| matches!(failure, KmsError::Denied { .. }));
-        Ok(RingUnwrapped { plaintext, by, denials })
+        let (by, plaintext, _) = race.run(ask).await?;
+        Ok(RingUnwrapped { plaintext, by })
+    }
+
+    /// The members in the order in which they are asked, without those that a no before them rules out.
+    fn asked(&self, keks: &[Kek]) -> Vec<Kek> {
+        let members = self.nearest_first(keks);
+        let ruled_out = |member: &Kek| self.denier(&members, &member.id).is_some();
+        members.iter().filter(|member| !ruled_out(member)).cloned().collect()
+    }
+
+    /// The member before `kek` that is a replica of it and whose last word was no. It is asked again itself, and can
+    /// take that back.
+    fn denier<'a>(&self, members: &'a [Kek], kek: &KekId) -> Option<&'a KekId> {
+        let before = members.iter().map(|member| &member.id).take_while(|id| *id != kek);
+        before.into_iter().find(|id| id.same_material(kek) && self.words.said_no(id))
     }
 
     fn nearest_first(&self, keks: &[Kek]) -> Vec<Kek> {
@@ -240,9 +282,11 @@ impl<'a, W: Send + 'static> Race<'a, W> {
             if let Some((member, what)) = self.next() {
                 let (id, work) = (member.id.clone(), ask(member, what));
                 let answer = answer.clone();
+                let (words, clock) = (Arc::clone(&self.rings.words), self.rings.clock.clone());
                 // A task of its own: what it learns of its region counts, whoever wins.
                 self.rings.tracker.spawn(async move {
                     let outcome = work.await;
+                    words.heard(&id, &outcome, clock.monotonic());
                     answer.map(|answer| answer.send((id, outcome)))
                 });
                 unheard += 1;

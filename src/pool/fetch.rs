@@ -23,7 +23,7 @@ use crate::store::{
     Activation, DekRecord, DekScope, DekState, KekDenial, KeyPolicy, KeyRecord, Store, StoreError, StoredDek,
     TenantRecord, WrappedRecord,
 };
-use crate::tenant::{Kek, KekId, KeyName, TenantId};
+use crate::tenant::{Kek, KekId, KekRing, KeyName, TenantId};
 
 /// Everything that a miss needs.
 pub(super) struct Fetch {
@@ -33,13 +33,33 @@ pub(super) struct Fetch {
     pub(super) directory: Directory,
     pub(super) clock: Clock,
     pub(super) turns: Turns,
-    pub(super) cache: Cache,
+    pub(super) cache: Arc<Cache>,
     pub(super) denials: Arc<Denials>,
     pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
     pub(super) openings: Flights<Wanted>,
     pub(super) kms_calls: Option<Buckets<TenantId>>,
     pub(super) bound_scopes_max: u64,
     pub(super) lifetimes: Lifetimes,
+}
+
+/// On whose behalf the KMS is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// A request waits.
+    Request,
+    /// Nobody waits: what is done ahead of time.
+    Background,
+    /// Nobody waits yet: a renewal that has not come to its turn for long, and is about to be too late.
+    Overdue,
+}
+
+impl Asker {
+    fn urgency(self) -> Urgency {
+        match self {
+            Self::Request | Self::Overdue => Urgency::Foreground,
+            Self::Background => Urgency::Background,
+        }
+    }
 }
 
 /// A data key that somebody waits for.
@@ -103,9 +123,9 @@ impl Fetch {
     pub(super) async fn open(
         self: &Arc<Self>,
         wanted: Wanted,
-        urgency: Urgency,
+        asker: Asker,
     ) -> Result<Arc<LiveDek>, PoolError> {
-        self.open_known(wanted, None, urgency).await
+        self.open_known(wanted, None, asker).await
     }
 
     /// The same for a data key that is remembered, and up to date but for the KMS's word: it needs no registry.
@@ -113,7 +133,7 @@ impl Fetch {
         self: &Arc<Self>,
         wanted: Wanted,
         known: Option<Arc<LiveDek>>,
-        urgency: Urgency,
+        asker: Asker,
     ) -> Result<Arc<LiveDek>, PoolError> {
         let (fetch, watch, clock) = (Arc::clone(self), Arc::clone(&self.watch), self.clock.clone());
         let good = move |live: &Arc<LiveDek>| {
@@ -125,9 +145,9 @@ impl Fetch {
             match known {
                 Some(live) => {
                     let tenant = fetch.directory.tenant(&wanted.tenant).await?;
-                    fetch.serve(live, &tenant, urgency).await
+                    fetch.serve(live, &tenant, asker).await
                 }
-                None => fetch.fetch(&wanted, urgency).await,
+                None => fetch.fetch(&wanted, asker).await,
             }
         };
         self.openings.join(destination, mark, good, work).await
@@ -140,14 +160,14 @@ impl Fetch {
         key: &KeyRecord,
         stored: &StoredDek,
         seen_mark: u64,
-        urgency: Urgency,
+        asker: Asker,
     ) -> Result<Arc<LiveDek>, PoolError> {
-        let live = self.open(Wanted::registered(&tenant.id, stored.dek.id), urgency).await?;
+        let live = self.open(Wanted::registered(&tenant.id, stored.dek.id), asker).await?;
         live.learn(self.facts(tenant, stored, &key.policy, seen_mark)?);
         Ok(live)
     }
 
-    async fn fetch(&self, wanted: &Wanted, urgency: Urgency) -> Result<Arc<LiveDek>, PoolError> {
+    async fn fetch(&self, wanted: &Wanted, asker: Asker) -> Result<Arc<LiveDek>, PoolError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.directory.mark(&wanted.tenant).now();
         match &wanted.brought {
@@ -161,7 +181,7 @@ impl Fetch {
                 }
                 let tenant = self.directory.tenant(&wanted.tenant).await?;
                 let stored = stored.ok_or(PoolError::UnknownDek)?;
-                self.open_stored(&tenant, stored, seen_mark, urgency).await
+                self.open_stored(&tenant, stored, seen_mark, asker).await
             }
             Some(brought) => {
                 let tenant = self.directory.tenant(&wanted.tenant).await?;
@@ -187,11 +207,11 @@ impl Fetch {
         let live = match self.in_memory(scope, bytes, seen_mark) {
             Some(live) => {
                 let wanted = Wanted::registered(&scope.tenant, live.id);
-                self.open_known(wanted, Some(live), Urgency::Foreground).await?
+                self.open_known(wanted, Some(live), Asker::Request).await?
             }
             None => match self.store.active_dek(scope).await? {
                 Some(stored) if self.has_room(&stored, &tenant, &key, bytes) => {
-                    let opened = self.open_read(&tenant, &key, &stored, seen_mark, Urgency::Foreground).await;
+                    let opened = self.open_read(&tenant, &key, &stored, seen_mark, Asker::Request).await;
                     opened.map_err(|refused| unfit_to_encrypt(stored.dek.id, refused))?
                 }
                 Some(stored) => self.succeed(&tenant, &key, scope, stored.dek.id, seen_mark).await?,
@@ -251,7 +271,7 @@ impl Fetch {
         self.pass_over_stranded(tenant, scope).await?;
         let live = match self.store.promote_next_dek(scope, predecessor, now).await? {
             Some(active) if active.dek.id != predecessor => {
-                self.open_read(tenant, key, &active, seen_mark, Urgency::Foreground).await?
+                self.open_read(tenant, key, &active, seen_mark, Asker::Request).await?
             }
             _ => self.make(tenant, key, scope, Some(predecessor), seen_mark).await?,
         };
@@ -285,7 +305,7 @@ impl Fetch {
         self.directory.key(&scope.tenant, &scope.key).await?;
         self.pass_over_stranded(&tenant, scope).await?;
         if self.store.next_dek(scope).await?.is_none() {
-            let new = self.generate(&tenant, scope, DekState::Next, Urgency::Background).await?;
+            let new = self.generate(&tenant, scope, DekState::Next, Asker::Background).await?;
             self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await?;
         }
         Ok(())
@@ -309,15 +329,15 @@ impl Fetch {
         predecessor: Option<DataKeyId>,
         seen_mark: u64,
     ) -> Result<Arc<LiveDek>, PoolError> {
-        let new = self.generate(tenant, scope, DekState::Active, Urgency::Foreground).await?;
+        let new = self.generate(tenant, scope, DekState::Active, Asker::Request).await?;
         // Durable before first use: a ciphertext under a data key that a crash forgets would be lost for ever.
         match self.store.activate_dek(predecessor, &new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
                 let live = self.live(tenant, &new.stored, &key.policy, seen_mark)?;
-                Ok(self.received(live, new))
+                self.received(live, new, &tenant.ring)
             }
             Activation::Taken(theirs) => {
-                self.open_read(tenant, key, &theirs, seen_mark, Urgency::Foreground).await
+                self.open_read(tenant, key, &theirs, seen_mark, Asker::Request).await
             }
         }
     }
@@ -329,16 +349,16 @@ impl Fetch {
         let key = self.directory.key(&scope.tenant, &scope.key).await?;
         self.pass_over_stranded(&tenant, scope).await?;
         if let Some(waiting) = self.store.next_dek(scope).await? {
-            return self.open_read(&tenant, &key, &waiting, seen_mark, Urgency::Background).await;
+            return self.open_read(&tenant, &key, &waiting, seen_mark, Asker::Background).await;
         }
-        let new = self.generate(&tenant, scope, DekState::Next, Urgency::Background).await?;
+        let new = self.generate(&tenant, scope, DekState::Next, Asker::Background).await?;
         match self.store.insert_next_dek(&new.stored.dek, &new.stored.wrapped).await? {
             Activation::Done => {
                 let live = self.live(&tenant, &new.stored, &key.policy, seen_mark)?;
-                Ok(self.received(live, new))
+                self.received(live, new, &tenant.ring)
             }
             Activation::Taken(theirs) => {
-                self.open_read(&tenant, &key, &theirs, seen_mark, Urgency::Background).await
+                self.open_read(&tenant, &key, &theirs, seen_mark, Asker::Background).await
             }
         }
     }
@@ -348,19 +368,16 @@ impl Fetch {
         tenant: &TenantRecord,
         scope: &DekScope,
         state: DekState,
-        urgency: Urgency,
+        asker: Asker,
     ) -> Result<Made, PoolError> {
         let now = self.clock.now();
         let id = new_dek_id(now)?;
         let context = kms_context(scope, id)?;
-        self.may_call(&scope.tenant, urgency)?;
+        self.may_call(&scope.tenant, asker)?;
         let _turn = self.turns.wait(&tenant.id, &self.clock).await?;
         let asked_at = self.clock.monotonic();
-        let generated = match self.rings.generate(&tenant.ring, &context, urgency).await {
-            Ok(generated) => generated,
-            Err(failure) => return Err(self.refused(failure)),
-        };
-        self.heed(&generated.missing);
+        let generated =
+            self.rings.generate(&tenant.ring, &context, asker.urgency()).await.map_err(refused)?;
         for missing in &generated.missing {
             tracing::warn!(tenant = %tenant.id, dek = %id, error = %missing, "a new data key lacks a wrapped form");
         }
@@ -381,7 +398,7 @@ impl Fetch {
         tenant: &TenantRecord,
         stored: StoredDek,
         seen_mark: u64,
-        urgency: Urgency,
+        asker: Asker,
     ) -> Result<Arc<LiveDek>, PoolError> {
         let refused = match stored.dek.state {
             DekState::Revoked => Some(PoolError::Revoked),
@@ -402,7 +419,7 @@ impl Fetch {
             }
             None => self.live(tenant, &stored, &key.policy, seen_mark)?,
         };
-        self.serve(live, tenant, urgency).await
+        self.serve(live, tenant, asker).await
     }
 
     /// A registered data key that is in memory, or was pushed out while it encrypts: its counts go on.
@@ -418,13 +435,24 @@ impl Fetch {
         &self,
         live: Arc<LiveDek>,
         tenant: &TenantRecord,
-        urgency: Urgency,
+        asker: Asker,
     ) -> Result<Arc<LiveDek>, PoolError> {
+        let keks = believed(tenant);
         if live.plaintext(self.clock.monotonic()).is_none() {
-            self.vouch(&live, &believed(tenant), urgency).await?;
+            self.vouch(&live, &keks, asker).await?;
         }
         self.cache.keep(Arc::clone(&live));
+        self.still_allowed(&live, &keks)?;
         Ok(live)
+    }
+
+    /// Takes back what was vouched for by a replica of a KEK that has said no in the meantime. For what is kept: a
+    /// denial that comes later finds it there.
+    pub(super) fn still_allowed(&self, live: &LiveDek, keks: &[Kek]) -> Result<(), PoolError> {
+        self.rings.forbidden(&live.vouched_by(), keks).map_or(Ok(()), |denied| {
+            live.wipe();
+            Err(PoolError::Kms(denied))
+        })
     }
 
     /// Opens a data key that only the envelope knows. The section comes from the caller, so it is believed only as
@@ -479,17 +507,13 @@ impl Fetch {
                 Arc::new(LiveDek::new(id, scope, &canonical, Counts::default(), facts, mark, answers))
             }
         };
-        self.serve(live, tenant, Urgency::Foreground).await
+        self.serve(live, tenant, Asker::Request).await
     }
 
-    /// Has the KMS give the plaintext (again), and heeds its answer: a denial drops what it had vouched for, an
-    /// outage lets what is in memory live on for a while.
-    pub(super) async fn vouch(
-        &self,
-        live: &LiveDek,
-        keks: &[Kek],
-        urgency: Urgency,
-    ) -> Result<(), PoolError> {
+    /// Has the KMS give the plaintext (again), and heeds its answer: after a denial nothing is left in memory, an outage
+    /// lets it live on for a while. The service's own limits are no outage; but where the KMS has just left others
+    /// without an answer, they are no reason either to refuse what that outage excuses.
+    pub(super) async fn vouch(&self, live: &LiveDek, keks: &[Kek], asker: Asker) -> Result<(), PoolError> {
         let context = kms_context(&live.scope, live.id)?;
         let section = live.facts().section.clone();
         let forms: Vec<(KekId, &[u8])> = section
@@ -497,66 +521,66 @@ impl Fetch {
             .iter()
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
-        self.may_call(&live.scope.tenant, urgency)?;
-        let _turn = self.turns.wait(&live.scope.tenant, &self.clock).await?;
-        // The KMS vouches for the moment at which it decided, which is not before it was asked.
-        let asked_at = self.clock.monotonic();
-        let failure = match self.rings.unwrap(keks, &forms, &context, urgency).await {
-            Ok(unwrapped) => {
-                self.heed(&unwrapped.denials);
+        let asked = async {
+            self.may_call(&live.scope.tenant, asker)?;
+            let _turn = self.turns.wait(&live.scope.tenant, &self.clock).await?;
+            // The KMS vouches for the moment at which it decided, which is not before it was asked.
+            let asked_at = self.clock.monotonic();
+            let unwrapped =
+                self.rings.unwrap(keks, &forms, &context, asker.urgency()).await.map_err(refused)?;
+            Ok((unwrapped, asked_at))
+        };
+        match asked.await {
+            Ok((unwrapped, asked_at)) => {
                 let key = DataKey::new(live.id, unwrapped.plaintext);
                 self.vouched(live, key, unwrapped.by, asked_at);
-                return Ok(());
+                Ok(())
             }
-            Err(failure) => failure,
-        };
-        match self.refused(failure) {
-            PoolError::Kms(KmsError::Outage { .. })
-                if live.outlast(self.clock.monotonic(), self.lifetimes) =>
+            Err(PoolError::Kms(KmsError::Outage { .. }) | PoolError::Busy | PoolError::KmsQuota(_))
+                if self.outlasts(live, keks, &forms) =>
             {
                 Ok(())
             }
             // The KMS has not said anything against what is in memory.
-            silent @ (PoolError::Kms(KmsError::Outage { .. }) | PoolError::Internal(_)) => Err(silent),
-            refused => {
+            Err(
+                silent @ (PoolError::Kms(KmsError::Outage { .. })
+                | PoolError::Busy
+                | PoolError::KmsQuota(_)
+                | PoolError::Internal(_)),
+            ) => Err(silent),
+            Err(refused) => {
                 live.wipe();
                 Err(refused)
             }
         }
     }
 
+    /// Whether what is in memory lives on: the KMS that vouched for it is the one that does not answer. Where none of
+    /// the forms is that KEK's any more, all that could be asked must be silent.
+    fn outlasts(&self, live: &LiveDek, keks: &[Kek], forms: &[(KekId, &[u8])]) -> bool {
+        let by = live.vouched_by();
+        let could_answer = |kek: &KekId| forms.iter().any(|(form, _)| form.same_material(kek));
+        let askable = keks.iter().map(|kek| &kek.id).filter(|kek| could_answer(kek));
+        let silent_at = if keks.iter().any(|kek| kek.id == *by) && could_answer(&by) {
+            self.rings.silent_at(&by)
+        } else {
+            askable.map(|kek| self.rings.silent_at(kek)).min().flatten()
+        };
+        silent_at.is_some_and(|at| live.outlast(at, self.clock.monotonic(), self.lifetimes))
+    }
+
     /// Takes a KMS call out of the tenant's quota, where a request waits for it.
-    fn may_call(&self, tenant: &TenantId, urgency: Urgency) -> Result<(), PoolError> {
+    fn may_call(&self, tenant: &TenantId, asker: Asker) -> Result<(), PoolError> {
         match &self.kms_calls {
-            Some(calls) if urgency == Urgency::Foreground => {
+            Some(calls) if asker == Asker::Request => {
                 calls.take(tenant, 1).map(|_| ()).map_err(PoolError::KmsQuota)
             }
             _ => Ok(()),
         }
     }
 
-    /// Heeds what every member of a ring has said, and gives the answer that decides.
-    fn refused(&self, failure: RingFailure) -> PoolError {
-        self.heed(&failure.failures);
-        if failure.broken && !failure.failures.iter().any(|answer| matches!(answer, KmsError::Denied { .. }))
-        {
-            return PoolError::Internal("a call to the KMS did not end well");
-        }
-        failure
-            .deciding()
-            .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)
-    }
-
-    /// A KEK's owner has said no: everything that this KEK has vouched for goes, whoever uses it.
-    fn heed(&self, answers: &[KmsError]) {
-        for answer in answers {
-            if let KmsError::Denied { kek, .. } = answer {
-                self.denied(kek);
-            }
-        }
-    }
-
-    /// The same, and every other process on the registry hears of it.
+    /// A KEK's owner has said no: everything that this KEK has vouched for goes, whoever uses it, and every other process
+    /// on the registry hears of it.
     pub(super) fn denied(&self, kek: &KekId) {
         self.denials.hear(kek);
         self.cache.drop_kek(kek);
@@ -579,11 +603,12 @@ impl Fetch {
     }
 
     /// Keeps a data key that was just made, unless somebody has opened it already: it is in memory once.
-    fn received(&self, live: Arc<LiveDek>, new: Made) -> Arc<LiveDek> {
+    fn received(&self, live: Arc<LiveDek>, new: Made, ring: &KekRing) -> Result<Arc<LiveDek>, PoolError> {
         let live = self.remembered(&new.stored).unwrap_or(live);
         self.vouched(&live, new.key, new.by, new.asked_at);
         self.cache.keep(Arc::clone(&live));
-        live
+        self.still_allowed(&live, ring.members())?;
+        Ok(live)
     }
 
     fn live(
@@ -652,6 +677,16 @@ struct Made {
     by: KekId,
     /// When the KMS was asked; monotonic.
     asked_at: Duration,
+}
+
+/// The answer that decides, of all that a ring's members have given.
+fn refused(failure: RingFailure) -> PoolError {
+    if failure.broken && !failure.failures.iter().any(|answer| matches!(answer, KmsError::Denied { .. })) {
+        return PoolError::Internal("a call to the KMS did not end well");
+    }
+    failure
+        .deciding()
+        .map_or(PoolError::Disbelieved("none of its KEKs belongs to the tenant's ring"), PoolError::Kms)
 }
 
 /// To who encrypts it is no fault of his that the registry's wrapped form is not what the KMS once made.

@@ -8,10 +8,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::fetch::Asker;
 use super::live::{LiveDek, as_ms};
 use super::{DekPool, PoolError};
 use crate::clock::Clock;
-use crate::kms::Urgency;
 use crate::store::{DekState, Usage};
 
 /// At this share of any limit the background acts, in percent.
@@ -19,6 +19,8 @@ const AHEAD_PERCENT: u32 = 80;
 /// Renewals begin up to this much earlier, each data key at a moment of its own: data keys that came into memory
 /// together must not all ask the KMS together.
 const SPREAD_PERCENT: u32 = 20;
+/// From this share on a renewal goes before others in the background: it has waited for long enough.
+const OVERDUE_PERCENT: u32 = 90;
 /// How long after a failed renewal or preparation the next try waits.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(1);
@@ -37,6 +39,10 @@ impl Drop for Again<'_> {
     fn drop(&mut self) {
         self.from.store(as_ms(self.clock.monotonic() + self.delay), Ordering::Relaxed);
     }
+}
+
+fn is_under_way(tried_ms: &AtomicU64) -> bool {
+    tried_ms.load(Ordering::Relaxed) == UNDER_WAY
 }
 
 impl DekPool {
@@ -75,7 +81,8 @@ impl DekPool {
                 let pool = self.clone();
                 let renewed = Arc::clone(&live);
                 tracker.spawn(async move { pool.renew(&renewed).await });
-            } else if live.holds_plaintext() && live.is_past(now) {
+            } else if live.holds_plaintext() && live.is_past(now) && !is_under_way(&live.tried_ms) {
+                // Nobody may use it; but while the KMS is asked, an outage may yet excuse it.
                 live.wipe();
             }
             if self.needs_successor(&live, now) {
@@ -98,7 +105,11 @@ impl DekPool {
     fn needs_renewal(&self, live: &LiveDek, now: Duration) -> bool {
         // The end of a UUIDv7 is random.
         let spread = u32::from(live.id.as_bytes()[15]) * SPREAD_PERCENT / 255;
-        let due = live.vouched_at() + self.fetch.lifetimes.plaintext_max * (AHEAD_PERCENT - spread) / 100;
+        let lifetimes = self.fetch.lifetimes;
+        let ahead = lifetimes.plaintext_max * (AHEAD_PERCENT - spread) / 100;
+        // In time for the answer, however late it comes.
+        let due = live.vouched_at()
+            + ahead.min(lifetimes.plaintext_max.saturating_sub(lifetimes.answer_max).saturating_sub(TICK));
         live.holds_plaintext()
             && (live.used_at() >= live.vouched_at() || live.is_stale())
             && now >= due
@@ -143,7 +154,9 @@ impl DekPool {
             if live.facts().registered && !live.is_current() {
                 self.fetch.refresh(live, &tenant).await?;
             }
-            self.fetch.vouch(live, &super::fetch::believed(&tenant), Urgency::Background).await
+            let keks = super::fetch::believed(&tenant);
+            self.fetch.vouch(live, &keks, self.asker(live)).await?;
+            self.fetch.still_allowed(live, &keks)
         }
         .await;
         // It was let go in the meantime.
@@ -152,6 +165,15 @@ impl DekPool {
         }
         if let Err(error) = renewed {
             tracing::warn!(tenant = %live.scope.tenant, dek = %live.id, %error, "a data key was not renewed");
+        }
+    }
+
+    fn asker(&self, live: &LiveDek) -> Asker {
+        let overdue = live.vouched_at() + self.fetch.lifetimes.plaintext_max * OVERDUE_PERCENT / 100;
+        if self.fetch.clock.monotonic() >= overdue && !live.is_stale() {
+            Asker::Overdue
+        } else {
+            Asker::Background
         }
     }
 

@@ -65,6 +65,8 @@ pub(super) struct Facts {
 pub(super) struct Lifetimes {
     pub(super) plaintext_max: Duration,
     pub(super) stale_max: Duration,
+    /// How long the KMS may take to answer or to be given up.
+    pub(super) answer_max: Duration,
 }
 
 impl LiveDek {
@@ -141,14 +143,18 @@ impl LiveDek {
         self.usable_until_ms.store(as_ms(now.saturating_add(lifetimes.plaintext_max)), Ordering::Release);
     }
 
-    /// The KMS cannot be asked: go on with what is here, up to the stated limit. False where that limit has passed
-    /// or nothing is here.
-    pub(super) fn outlast(&self, now: Duration, lifetimes: Lifetimes) -> bool {
-        if self.is_beyond_outage(now, lifetimes) || self.key.load().is_none() {
+    /// The KMS was asked and did not answer, up to `silent_at`: go on with what is here for one more lifetime from
+    /// then on, and up to the stated limit in all. False where that has passed or nothing is here.
+    ///
+    /// Not up to the limit at once: where the KMS is well again and nobody gets to ask it, a KEK's owner's no would
+    /// take that long.
+    pub(super) fn outlast(&self, silent_at: Duration, now: Duration, lifetimes: Lifetimes) -> bool {
+        let until = silent_at.saturating_add(lifetimes.plaintext_max).min(self.outlasts_until(lifetimes));
+        if now >= until || self.key.load().is_none() {
             return false;
         }
         self.stale.store(true, Ordering::Release);
-        self.usable_until_ms.store(as_ms(self.outlasts_until(lifetimes)), Ordering::Release);
+        self.usable_until_ms.fetch_max(as_ms(until), Ordering::AcqRel);
         true
     }
 

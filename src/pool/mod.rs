@@ -24,8 +24,8 @@ use envelope::{DataKey, DataKeyId, EncryptionContext, Head, WrappedKeys};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
+use crate::kms::KmsError;
 use crate::kms::ring::KekRings;
-use crate::kms::{KmsError, Urgency};
 use crate::quota::{Buckets, Exceeded, Rate};
 use crate::store::watch::ChangeWatch;
 use crate::store::{DekScope, DekState, EnvelopeWeight, Store, StoreError};
@@ -34,7 +34,7 @@ use crate::tenant::{KekId, KeyName, TenantId};
 use cache::Cache;
 use denials::Denials;
 use directory::Directory;
-use fetch::{Brought, Fetch, Wanted};
+use fetch::{Asker, Brought, Fetch, Wanted};
 use flights::Flights;
 use live::{Facts, Lifetimes, LiveDek, as_ms};
 use turns::Turns;
@@ -55,8 +55,8 @@ pub struct Options {
     /// How long a plaintext data key lives after the KMS last vouched for it, in seconds. Default 300. Within this
     /// time an owner's decision at the KMS takes effect everywhere.
     pub dek_plaintext_secs_max: u64,
-    /// How long after that a data key still in memory is used while the KMS cannot be reached, in seconds. Default
-    /// 3,600; 0 for not at all.
+    /// How long after that a data key still in memory is used while the KMS is asked and does not answer, in seconds.
+    /// Default 3,600; 0 for not at all.
     pub dek_stale_secs_max: u64,
     /// After how long without use a data key is let go, in seconds. Default 900.
     pub dek_idle_secs_max: u64,
@@ -229,13 +229,15 @@ pub struct DekPool {
 const TOUCH_MS: u64 = 1_000;
 
 impl DekPool {
-    /// A pool over these KEK rings and this registry. Its background work runs on `tracker`.
+    /// A pool over these KEK rings and this registry. Its background work runs on `tracker`. `kms_answer_max` is how
+    /// long a call to the KMS takes at most: renewals begin at least that much ahead.
     pub fn new(
         rings: KekRings,
         store: Arc<dyn Store>,
         watch: Arc<ChangeWatch>,
         clock: Clock,
         options: &Options,
+        kms_answer_max: Duration,
         tracker: &TaskTracker,
     ) -> Self {
         let error_memory = Duration::from_millis(options.error_memory_ms);
@@ -245,23 +247,32 @@ impl DekPool {
         let lifetimes = Lifetimes {
             plaintext_max: Duration::from_secs(options.dek_plaintext_secs_max),
             stale_max: Duration::from_secs(options.dek_stale_secs_max),
+            answer_max: kms_answer_max,
         };
         let lives_max = lifetimes.plaintext_max.saturating_add(lifetimes.stale_max);
+        let cache = Arc::new(Cache::new(options.deks_max, options.tenant_deks_max));
+        let denials = Denials::new(Arc::clone(&store), clock.clone(), lives_max, tracker.clone());
         let fetch = Arc::new(Fetch {
             rings,
-            denials: Denials::new(Arc::clone(&store), clock.clone(), lives_max, tracker.clone()),
+            denials,
             directory: Directory::new(Arc::clone(&store), Arc::clone(&watch), clock.clone()),
             store,
             watch,
             clock,
             turns: Turns::new(options),
-            cache: Cache::new(options.deks_max, options.tenant_deks_max),
+            cache,
             active: papaya::HashMap::new(),
             openings,
             kms_calls: Rate::new(options.tenant_kms_calls_per_min, Duration::from_mins(1), 0)
                 .map(|rate| Buckets::new(rate, kms_clock)),
             bound_scopes_max: options.tenant_bound_scopes_max,
             lifetimes,
+        });
+        let heeding = Arc::downgrade(&fetch);
+        fetch.rings.on_denial(move |kek| {
+            if let Some(fetch) = heeding.upgrade() {
+                fetch.denied(kek);
+            }
         });
         let heeding = Arc::downgrade(&fetch);
         fetch.watch.heed_denials(move |denial| {
@@ -374,7 +385,7 @@ impl DekPool {
         bound: &EncryptionContext,
     ) -> Result<Arc<LiveDek>, PoolError> {
         let id = head.dek_id();
-        let refused = match self.fetch.open(Wanted::registered(tenant, id), Urgency::Foreground).await {
+        let refused = match self.fetch.open(Wanted::registered(tenant, id), Asker::Request).await {
             Err(refused) if !head.wrapped().is_compact() => refused,
             other => return other,
         };
@@ -385,7 +396,7 @@ impl DekPool {
             other => return Err(other),
         };
         let brought = Brought { section: head.wrapped().clone(), bound: bound.clone(), asked };
-        self.fetch.open(Wanted::brought(tenant, id, brought), Urgency::Foreground).await
+        self.fetch.open(Wanted::brought(tenant, id, brought), Asker::Request).await
     }
 
     fn hot_opening(

@@ -384,6 +384,190 @@ async fn a_replica_is_no_way_round_a_denial_and_a_key_of_its_own_is() {
     service.stop().await;
 }
 
+/// What the second key's KMS has to say is not known yet: that may pass, and is no denial.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_that_says_no_and_another_that_does_not_answer_are_an_outage() {
+    let world = AwsWorld::new().await;
+    let service = world.start().await;
+    let (first, second) = (world.key(IRELAND), world.key(FRANKFURT));
+    let hot = world.tenant(&service, "hot", &[&first, &second]).await;
+    let cold = world.tenant(&service, "cold", &[&first, &second]).await;
+    hot.encrypt(b"hello", &none()).await;
+    world.emulator.disable_key(&first).unwrap();
+    world.pass(310).await;
+    hot.encrypt(b"the second key vouches for it", &none()).await;
+    world.emulator.faults().set(FaultScope::region(FRANKFURT), Fault::Unavailable);
+    cold.try_encrypt(b"hello", &none()).await.problem("kms_unavailable");
+    for _ in 0..4 {
+        hot.encrypt(b"hello", &none()).await;
+        world.pass(100).await;
+    }
+    hot.encrypt(b"hello", &none()).await;
+    world.emulator.faults().clear();
+    world.emulator.disable_key(&second).unwrap();
+    // The longest that a circuit stays open, and as long as an error is remembered.
+    world.pass(32).await;
+    until_all_are_dropped(&service).await;
+    hot.try_encrypt(b"hello", &none()).await.problem("kek_denied");
+    cold.try_encrypt(b"hello", &none()).await.problem("kek_denied");
+    service.stop().await;
+}
+
+/// The replica is asked beside a key that keeps silent for a moment, and answers first; the no that comes after counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_answers_faster_is_no_way_round_a_denial() {
+    let world = AwsWorld::new().await;
+    let service = world.start().await;
+    let [primary, replica] = world.replicated_key();
+    let caller = world.tenant(&service, "acme", &[&primary, &replica]).await;
+    let ciphertext = caller.encrypt(b"hello", &none()).await;
+    world.emulator.faults().set(FaultScope::region(IRELAND), Fault::latency(Duration::from_millis(900)));
+    world.emulator.disable_key(&primary).unwrap();
+    // Nothing in memory counts any more: the first call may still be faster than the denial.
+    world.clock.advance(Duration::from_secs(310));
+    let _ = caller.try_decrypt(&ciphertext, &none()).await;
+    until_all_are_dropped(&service).await;
+    for _ in 0..3 {
+        // As long as an error is remembered.
+        pass_slowly(&world, 2).await;
+        caller.try_decrypt(&ciphertext, &none()).await.problem("kek_denied");
+        caller.try_encrypt(b"hello", &none()).await.problem("kek_denied");
+    }
+    world.emulator.enable_key(&primary).unwrap();
+    pass_slowly(&world, 2).await;
+    assert_eq!(caller.decrypt(&ciphertext, &none()).await, b"hello");
+    service.stop().await;
+}
+
+/// Waits for the background to hear of a denial, while the time runs as fast as the world's.
+async fn until_all_are_dropped(service: &Service) {
+    for _ in 0..400 {
+        if service.app.pool().plaintext_deks() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{} data keys of a KEK that said no are in memory", service.app.pool().plaintext_deks());
+}
+
+/// Moves the time on at five times the world's pace, so that a call to the KMS may take its time meanwhile.
+async fn pass_slowly(world: &AwsWorld, secs: u64) {
+    for _ in 0..secs * 5 {
+        world.clock.advance(Duration::from_millis(160));
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_data_keys_live_for_ten_seconds_a_kms_that_hangs_is_outlasted_and_a_denial_is_heard_in_time() {
+    let mut world = AwsWorld::new().await;
+    world.settings.pool.dek_plaintext_secs_max = 10;
+    // As if others' calls kept the circuit closed.
+    world.settings.aws.breaker_failures = 1_000_000;
+    let service = world.start().await;
+    let kek = world.key(IRELAND);
+    let hot = world.tenant(&service, "hot", &[&kek]).await;
+    hot.encrypt(b"hello", &none()).await;
+    world.emulator.faults().set(FaultScope::key(&kek), Fault::BlackHole);
+    for second in 0..45 {
+        let asked = tokio::time::timeout(Duration::from_secs(1), hot.try_encrypt(b"hello", &none())).await;
+        let answer = asked.unwrap_or_else(|_| panic!("a hot request waits for the KMS in second {second}"));
+        assert_eq!(answer.status, 200, "in second {second}: {}", answer.raw);
+        pass_slowly(&world, 1).await;
+    }
+    world.emulator.faults().clear();
+    world.emulator.disable_key(&kek).unwrap();
+    pass_slowly(&world, 10).await;
+    hot.try_encrypt(b"hello", &none()).await.problem("kek_denied");
+    service.stop().await;
+}
+
+/// A tenant's turns at the KMS are few, and here all are taken by calls that hang.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_with_two_hundred_hot_data_keys_outlasts_a_kms_that_hangs_for_him_alone() {
+    let mut world = AwsWorld::new().await;
+    world.settings.aws.breaker_failures = 1_000_000;
+    let service = world.start().await;
+    let kek = world.key(IRELAND);
+    let hot = world.tenant(&service, "hot", &[&kek]).await;
+    for n in 0..200 {
+        hot.post("/v1/tenants/hot/keys", &json!({"key": format!("k{n}")})).await.ok(201);
+    }
+    assert!(not_served(&hot).await.is_empty());
+    world.emulator.faults().set(FaultScope::key(&kek), Fault::BlackHole);
+    for _ in 0..30 {
+        let not_served = not_served(&hot).await;
+        let example = not_served.first();
+        assert!(not_served.is_empty(), "{} of 200 were not served, such as {example:?}", not_served.len());
+        world.pass(20).await;
+    }
+    world.emulator.faults().clear();
+    world.emulator.disable_key(&kek).unwrap();
+    until_all_are_dropped(&service).await;
+    assert_eq!(not_served(&hot).await.len(), 200);
+    service.stop().await;
+}
+
+/// Encrypts once under each of the tenant's two hundred keys, all at once: the answers that were no success.
+async fn not_served(caller: &Caller) -> Vec<String> {
+    let mut clients = JoinSet::new();
+    for n in 0..200 {
+        let caller = caller.clone();
+        clients.spawn(async move {
+            let body = json!({"plaintext": "aGVsbG8=", "key": format!("k{n}")});
+            caller.post("/v1/encrypt", &body).await
+        });
+    }
+    let answers = clients.join_all().await;
+    answers.into_iter().filter(|answer| answer.status != 200).map(|answer| answer.raw).collect()
+}
+
+/// Only a KMS that does not answer lengthens a data key's life: that others have taken all the calls does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_that_takes_all_the_calls_to_the_kms_does_not_put_off_a_denial() {
+    let mut world = AwsWorld::new().await;
+    world.settings.aws.calls_per_sec_max = 5;
+    world.settings.pool.dek_plaintext_secs_max = 60;
+    world.settings.pool.tenant_deks_max = 1;
+    let service = world.start().await;
+    let (cut_off, others) = (world.key(IRELAND), world.key(IRELAND));
+    let hot = world.tenant(&service, "hot", &[&cut_off]).await;
+    let crowd = world.tenant(&service, "crowd", &[&others]).await;
+    let mut ciphertexts = Vec::new();
+    for n in 0..32 {
+        world.clock.advance(Duration::from_secs(1));
+        crowd.post("/v1/tenants/crowd/keys", &json!({"key": format!("k{n}")})).await.ok(201);
+        let body = json!({"plaintext": "aGVsbG8=", "key": format!("k{n}")});
+        ciphertexts.push(text(&crowd.post("/v1/encrypt", &body).await.ok(200)["ciphertext"]));
+    }
+    hot.encrypt(b"hello", &none()).await;
+    let mut clients = JoinSet::new();
+    for ciphertext in ciphertexts {
+        let crowd = crowd.clone();
+        clients.spawn(async move {
+            loop {
+                crowd.try_decrypt(&ciphertext, &none()).await;
+            }
+        });
+    }
+    world.emulator.disable_key(&cut_off).unwrap();
+    let disabled_at = world.clock.monotonic();
+    let since = || world.clock.monotonic().checked_sub(disabled_at).unwrap();
+    let mut served_last = Duration::ZERO;
+    while since() < Duration::from_secs(90) {
+        let asked_after = since();
+        if hot.try_encrypt(b"hello", &none()).await.status == 200 {
+            served_last = asked_after;
+        }
+        pass_slowly(&world, 1).await;
+    }
+    assert!(served_last < Duration::from_secs(60), "served {served_last:?} after the KEK was disabled");
+    clients.shutdown().await;
+    pass_slowly(&world, 6).await;
+    hot.try_encrypt(b"hello", &none()).await.problem("kek_denied");
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn unwrapping_goes_to_the_nearest_region_first() {
     let mut world = AwsWorld::new().await;

@@ -112,7 +112,7 @@ impl Region {
         };
         let slot = slot.ok_or_else(|| {
             let detail = format!("the limits of calls to {} left no room in time", self.name);
-            KmsError::outage_by(kek, OutageCause::Throttled, detail)
+            KmsError::outage_by(kek, OutageCause::OwnLimit, detail)
         })?;
         self.pass_breaker(kek)?;
         Ok(slot)
@@ -237,6 +237,7 @@ impl Region {
                 }
                 *since = Some((since.map_or(now, |(since, _)| since), now));
             }
+            OutageCause::OwnLimit => {}
         }
     }
 

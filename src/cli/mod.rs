@@ -10,6 +10,7 @@ mod files;
 mod grant;
 mod health;
 mod inspect;
+mod interrupt;
 mod jobs;
 mod keyring;
 mod keys;
@@ -151,7 +152,11 @@ fn run(cli: Cli, variables: &Variables) -> anyhow::Result<()> {
 
 /// A command that is not the server needs no threads.
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    // Standard input may be silent for ever: whoever reads it is not waited for.
+    runtime.shutdown_background();
+    done
 }
 
 /// The flags that override settings of the server.

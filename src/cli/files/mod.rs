@@ -5,7 +5,8 @@ mod output_file;
 mod places;
 mod remote;
 
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -14,11 +15,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
+use super::interrupt::interrupted;
 use super::{Common, block_on, output};
 use crate::config::Variables;
 use crate::tenant::{Kek, KekId, KekRing, KeyName, TenantId};
 use output_file::OutputFile;
-use places::{Job, Target};
+use places::Job;
 
 /// What all three take.
 #[derive(Args)]
@@ -96,7 +98,7 @@ enum Way {
 /// What came of a file.
 enum Done {
     Written,
-    /// It was up to date.
+    /// It was up to date: in place nothing was written, elsewhere the same.
     Unchanged,
 }
 
@@ -121,7 +123,10 @@ fn run(common: &Common, args: &FileArgs, verb: &Verb, variables: &Variables) -> 
         // Temporary files are removed on the way out.
         tokio::select! {
             done = all(&way, verb, args, &context, jobs) => done,
-            _ = tokio::signal::ctrl_c() => bail!("interrupted: the file at hand was not written"),
+            ended = interrupted() => {
+                ended?;
+                bail!("interrupted: the file at hand was not written")
+            }
         }
     })
 }
@@ -210,15 +215,9 @@ async fn one(
     };
     input.bar.finish_and_clear();
     let done = done?;
-    match done {
-        Done::Written => output.finish().await?,
-        Done::Unchanged if matches!(job.target, Target::InPlace(_)) => {}
-        Done::Unchanged => {
-            // Somebody waits for it elsewhere.
-            let mut again = Input::open(job, verb).await?;
-            tokio::io::copy(&mut again.reader, &mut output.writer).await?;
-            output.finish().await?;
-        }
+    // In place there is nothing to replace; elsewhere somebody waits for the same.
+    if !(matches!(done, Done::Unchanged) && output.in_place()) {
+        output.finish().await?;
     }
     Ok(done)
 }
@@ -234,8 +233,11 @@ struct Input {
 
 impl Input {
     async fn open(job: &Job, verb: &Verb) -> anyhow::Result<Self> {
-        let path = job.source.as_deref().unwrap_or(Path::new("/dev/stdin"));
-        let file = File::open(path).await.with_context(|| format!("cannot read {}", path.display()))?;
+        let file = match &job.source {
+            Some(path) => File::open(path).await,
+            None => stdin(),
+        };
+        let file = file.context("cannot be read")?;
         let bytes = file.metadata().await.ok().filter(std::fs::Metadata::is_file).map(|file| file.len());
         let mut reader: Box<dyn AsyncRead + Send + Unpin> = Box::new(file);
         if !matches!(verb, Verb::Encrypt { .. }) {
@@ -248,6 +250,11 @@ impl Input {
         let reader = Box::new(bar.wrap_async_read(reader));
         Ok(Self { reader, bar })
     }
+}
+
+/// As it was given to this process: by its path it cannot be opened where it is a socket, or was opened by another user.
+fn stdin() -> std::io::Result<File> {
+    Ok(File::from_std(std::io::stdin().as_fd().try_clone_to_owned()?.into()))
 }
 
 /// An envelope in binary form, whichever form it comes in: the text form is what databases hold.

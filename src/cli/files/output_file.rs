@@ -61,6 +61,11 @@ impl OutputFile {
         Ok(Self { writer, place: Some(place) })
     }
 
+    /// Whether it is to replace what it is made from.
+    pub(super) fn in_place(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| place.replaces_source)
+    }
+
     /// All is written: it goes where it belongs.
     pub(super) async fn finish(mut self) -> anyhow::Result<()> {
         self.writer.flush().await?;

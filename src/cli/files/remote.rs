@@ -73,14 +73,16 @@ impl Service {
             self.pass("/v1/rewrap", headers, beginning, input, output).await?;
             return Ok(Done::Written);
         }
-        if !yes("keyfold-changed") {
-            return Ok(Done::Unchanged);
+        let done = if yes("keyfold-changed") { Done::Written } else { Done::Unchanged };
+        if matches!(done, Done::Unchanged) && output.in_place() {
+            return Ok(done);
         }
-        let new = response.bytes().await?;
-        output.writer.write_all(&new).await?;
+        // Unchanged, it is the head that was sent.
+        let head_now = response.bytes().await?;
+        output.writer.write_all(&head_now).await?;
         output.writer.write_all(&beginning[head.body_offset()..]).await?;
         tokio::io::copy(&mut input.reader, &mut output.writer).await?;
-        Ok(Done::Written)
+        Ok(done)
     }
 
     /// Sends what was read already and all that follows, and writes what comes back as it comes. Only the answer's clean

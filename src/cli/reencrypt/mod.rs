@@ -27,8 +27,9 @@ use envelope::EncryptionContext;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::output;
+use super::interrupt::interrupted;
 use super::transport::Transport;
+use super::{block_on, output};
 use crate::clock::Clock;
 use crate::config::Variables;
 use crate::tenant::TenantId;
@@ -141,16 +142,15 @@ enum Source<'a> {
 }
 
 pub(super) fn run(args: &ReencryptArgs, variables: &Variables) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(async {
+    block_on(async {
         tokio::select! {
             done = reencrypt(args, variables) => done,
-            _ = tokio::signal::ctrl_c() => bail!("interrupted: {}", args.left()),
+            ended = interrupted() => {
+                ended?;
+                bail!("interrupted: {}", args.left())
+            }
         }
-    });
-    // Standard input may be silent for ever: whoever reads it is not waited for.
-    runtime.shutdown_background();
-    done
+    })
 }
 
 async fn reencrypt(args: &ReencryptArgs, variables: &Variables) -> anyhow::Result<()> {

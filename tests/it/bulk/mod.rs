@@ -3,6 +3,7 @@
 mod batch;
 mod files;
 mod lines;
+mod pipes;
 mod places;
 mod raw;
 mod recipes;

@@ -305,8 +305,8 @@ impl Tab {
 
     fn give_back(&self, cost: Cost) {
         if let Some((tenant, principal)) = lock(&self.0.payer).as_ref() {
-            self.0.quotas.principals.give_back(principal, cost);
-            self.0.quotas.tenants.give_back(tenant, cost);
+            self.0.quotas.principals.of(principal).give_back(principal, cost);
+            self.0.quotas.tenants.of(tenant).give_back(tenant, cost);
             lock(&self.0.taken).less(cost);
         }
     }

@@ -825,14 +825,6 @@ async fn a_key_ring_that_is_rotated_goes_on_opening_what_it_wrapped_before() {
     service.stop().await;
 }
 
-/// One round of the background, and of nothing else.
-async fn tend(service: &Service) {
-    let tracker = tokio_util::task::TaskTracker::new();
-    tracker.close();
-    service.app.pool().tend(&tracker).await;
-    tracker.wait().await;
-}
-
 /// Each has its own memory, and its own renewals are minutes away.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_denial_that_one_process_hears_takes_effect_in_the_others_with_their_next_poll() {

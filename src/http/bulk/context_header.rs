@@ -116,7 +116,11 @@ impl<'de> ItemVisitor<'de> for Pair<'_> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use envelope::{CONTEXT_BYTES_MAX, CONTEXT_PAIRS_MAX};
+
     use super::*;
+    use crate::http::json::BASE64;
 
     fn read(lines: &[&str]) -> Result<Vec<(String, String)>, String> {
         let mut headers = HeaderMap::new();
@@ -146,6 +150,30 @@ mod tests {
         assert!(read(&[":e30=:"]).unwrap().is_empty());
         assert!(read(&[":!!:"]).is_err());
         assert!(read(&[":eyJSZWNvcmQ6SWQiOiI0MiJ9:, a=\"1\""]).is_err());
+    }
+
+    #[test]
+    fn the_limits_of_a_context_are_those_of_json_to_the_last_pair_and_byte() {
+        let dictionary = |pairs: usize| {
+            let pairs: Vec<String> = (0..pairs).map(|n| format!("p{n}=\"\"")).collect();
+            pairs.join(", ")
+        };
+        assert_eq!(read(&[&dictionary(CONTEXT_PAIRS_MAX)]).unwrap().len(), CONTEXT_PAIRS_MAX);
+        let told = read(&[&dictionary(CONTEXT_PAIRS_MAX + 1)]).unwrap_err();
+        assert!(told.contains("64"), "{told}");
+        let fits = |bytes: &usize| EncryptionContext::new().insert("a", "x".repeat(*bytes)).is_ok();
+        let most = (0..=CONTEXT_BYTES_MAX).rev().find(fits).unwrap();
+        let value = |bytes: usize| format!("a=\"{}\"", "x".repeat(bytes));
+        assert_eq!(read(&[&value(most)]).unwrap()[0].1.len(), most);
+        let told = read(&[&value(most + 1)]).unwrap_err();
+        assert!(told.contains("8,192"), "{told}");
+        // Spread over lines, and as one byte sequence.
+        let half = dictionary(CONTEXT_PAIRS_MAX / 2);
+        assert!(read(&[&half, &half.replace('p', "q")]).is_ok());
+        assert!(read(&[&half, &half.replace('p', "q"), "r=\"\""]).is_err());
+        let json =
+            |bytes: usize| format!(":{}:", BASE64.encode(format!("{{\"a\": \"{}\"}}", "x".repeat(bytes))));
+        assert!(read(&[&json(most)]).is_ok() && read(&[&json(most + 1)]).is_err());
     }
 
     #[test]

@@ -262,7 +262,7 @@ impl DekPool {
             lifetimes: Lifetimes {
                 plaintext_max: Duration::from_secs(options.dek_plaintext_secs_max),
                 stale_max: Duration::from_secs(options.dek_stale_secs_max),
-                answer_max: kms_answer_max,
+                kms_answer: kms_answer_max,
             },
         });
         let idle = Duration::from_secs(options.dek_idle_secs_max);

@@ -497,15 +497,12 @@ impl Fetch {
             let known = live.facts();
             !known.registered && known.section == *section && live.scope == scope
         });
-        let live = match before {
-            Some(live) => {
-                live.learn(facts);
-                live
-            }
-            None => {
-                let (canonical, mark) = (context.canonical(), self.directory.mark(&tenant.id));
-                Arc::new(LiveDek::new(id, scope, &canonical, Counts::default(), facts, mark, answers))
-            }
+        let live = if let Some(live) = before {
+            live.learn(facts);
+            live
+        } else {
+            let (canonical, mark) = (context.canonical(), self.directory.mark(&tenant.id));
+            Arc::new(LiveDek::new(id, scope, &canonical, Counts::default(), facts, mark, answers))
         };
         self.serve(live, tenant, Asker::Request).await
     }
@@ -521,7 +518,7 @@ impl Fetch {
             .iter()
             .filter_map(|form| Some((form.kek.parse().ok()?, form.blob.as_slice())))
             .collect();
-        let asked = async {
+        let answer = async {
             self.may_call(&live.scope.tenant, asker)?;
             let _turn = self.turns.wait(&live.scope.tenant, &self.clock).await?;
             // The KMS vouches for the moment at which it decided, which is not before it was asked.
@@ -530,7 +527,7 @@ impl Fetch {
                 self.rings.unwrap(keks, &forms, &context, asker.urgency()).await.map_err(refused)?;
             Ok((unwrapped, asked_at))
         };
-        match asked.await {
+        match answer.await {
             Ok((unwrapped, asked_at)) => {
                 let key = DataKey::new(live.id, unwrapped.plaintext);
                 self.vouched(live, key, unwrapped.by, asked_at);

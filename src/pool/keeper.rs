@@ -109,7 +109,7 @@ impl DekPool {
         let ahead = lifetimes.plaintext_max * (AHEAD_PERCENT - spread) / 100;
         // In time for the answer, however late it comes.
         let due = live.vouched_at()
-            + ahead.min(lifetimes.plaintext_max.saturating_sub(lifetimes.answer_max).saturating_sub(TICK));
+            + ahead.min(lifetimes.plaintext_max.saturating_sub(lifetimes.kms_answer).saturating_sub(TICK));
         live.holds_plaintext()
             && (live.used_at() >= live.vouched_at() || live.is_stale())
             && now >= due

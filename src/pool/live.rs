@@ -65,8 +65,8 @@ pub(super) struct Facts {
 pub(super) struct Lifetimes {
     pub(super) plaintext_max: Duration,
     pub(super) stale_max: Duration,
-    /// How long the KMS may take to answer or to be given up.
-    pub(super) answer_max: Duration,
+    /// How long the KMS takes at most to answer or to be given up.
+    pub(super) kms_answer: Duration,
 }
 
 impl LiveDek {

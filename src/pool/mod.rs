@@ -247,7 +247,7 @@ impl DekPool {
         let lifetimes = Lifetimes {
             plaintext_max: Duration::from_secs(options.dek_plaintext_secs_max),
             stale_max: Duration::from_secs(options.dek_stale_secs_max),
-            answer_max: kms_answer_max,
+            kms_answer: kms_answer_max,
         };
         let lives_max = lifetimes.plaintext_max.saturating_add(lifetimes.stale_max);
         let cache = Arc::new(Cache::new(options.deks_max, options.tenant_deks_max));

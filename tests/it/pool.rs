@@ -627,6 +627,31 @@ async fn usage_is_written_as_often_as_is_stated() {
     service.stop().await;
 }
 
+/// His quota is no reason to refuse what the outage excuses, and once it is over no excuse.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_used_up_his_calls_to_a_kms_that_is_out_is_served_from_memory_until_it_is_back() {
+    let mut world = World::new().await;
+    world.settings.pool.tenant_kms_calls_per_min = 1;
+    let service = world.start_without_keeper().await;
+    let acme = service.tenant_and_caller("acme").await;
+    key_with(&acme, "cold", json!({})).await;
+    let cold = json!({"plaintext": "aGVsbG8=", "key": "cold"});
+    acme.encrypt(b"hello", &json!({})).await;
+    world.kms.fail(KmsFault::Outage);
+    world.pass(300);
+    acme.post("/v1/encrypt", &cold).await.problem("kms_unavailable");
+    let calls = world.kms.calls();
+    acme.encrypt(b"hello", &json!({})).await;
+    assert_eq!(world.kms.calls(), calls, "he has no more calls in this minute");
+    // It answers somebody else.
+    world.kms.fail(None);
+    service.tenant_and_caller("emil").await.encrypt(b"hello", &json!({})).await;
+    world.pass(300);
+    acme.post("/v1/encrypt", &cold).await.ok(200);
+    acme.try_encrypt(b"hello", &json!({})).await.problem("rate_limited");
+    service.stop().await;
+}
+
 /// A ciphertext whose data key is forgotten by a crash would be lost for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_ciphertext_leaves_before_its_data_key_is_durable() {

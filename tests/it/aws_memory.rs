@@ -125,6 +125,7 @@ fn every_trace(keys: &[Vec<u8>]) -> Vec<Trace> {
 
 /// Waits until none of these traces is in the process's memory.
 async fn until_gone(process: u32, traces: &[Trace], what: &str) {
+    #[expect(clippy::disallowed_methods, reason = "the program goes by the real time")]
     let began = Instant::now();
     loop {
         let left = found(&memory_of(process), traces);

@@ -285,7 +285,7 @@ async fn what_the_kms_calls_damaged_is_asked_once_and_not_tried_again() {
             WrappedDataKey { kek: form.kek.clone(), blob }
         })
         .collect();
-    let section = WrappedKeys::new(&head.wrapped().kms_context().unwrap(), &forms).unwrap();
+    let section = WrappedKeys::new(head.wrapped().kms_context().unwrap(), &forms).unwrap();
     let forged = envelope_text::encode(&envelope::with_wrapped_keys(&envelope, &section).unwrap());
     let before = world.count("Decrypt");
     let answer = caller.try_decrypt(&forged, &none()).await;

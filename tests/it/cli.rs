@@ -77,7 +77,7 @@ async fn dev_takes_a_folder_and_a_kek_and_says_when_the_kek_is_another_one_than_
 
 /// What the command prints that the log shows for trying out.
 fn pasted(folder: &Path, log: &str) -> String {
-    let shown = log.lines().find_map(|line| line.trim_start().starts_with("curl ").then_some(line));
+    let shown = log.lines().find(|line| line.trim_start().starts_with("curl "));
     let shown = shown.unwrap_or_else(|| panic!("no command to try: {log}"));
     let ran = std::process::Command::new("sh").args(["-c", shown]).current_dir(folder).output().unwrap();
     assert!(ran.status.success(), "{shown}: {}", String::from_utf8_lossy(&ran.stderr));

@@ -288,7 +288,7 @@ async fn rewrapping_replaces_a_section_that_somebody_has_filled_with_his_own() {
         keys.push(WrappedDataKey { kek: format!("local:junk{n}"), blob: vec![n; 500] });
     }
     let kms_context = head.wrapped().kms_context().unwrap();
-    let stuffed = with_wrapped_keys(&embedded, &WrappedKeys::new(&kms_context, &keys).unwrap()).unwrap();
+    let stuffed = with_wrapped_keys(&embedded, &WrappedKeys::new(kms_context, &keys).unwrap()).unwrap();
     for mode in ["auto", "wrapped_key"] {
         let body = json!({"ciphertext": envelope_text::encode(&stuffed), "mode": mode}).to_string();
         let (status, answer) = &post_all(service.address, &token, "/v1/rewrap", vec![body]).await[0];

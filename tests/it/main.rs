@@ -1,11 +1,28 @@
 //! The tests of the whole: what a user of the service, its command line or its rooms could notice.
+#![allow(clippy::print_stderr, clippy::zombie_processes, reason = "tests are held to what finds faults")]
 #![allow(
-    clippy::pedantic,
-    clippy::style,
-    clippy::complexity,
-    clippy::print_stderr,
-    clippy::zombie_processes,
-    reason = "tests are held to what finds faults"
+    clippy::duration_suboptimal_units,
+    clippy::match_same_arms,
+    clippy::similar_names,
+    clippy::type_complexity,
+    reason = "numbers, tables and names stand as what they test has them"
+)]
+#![allow(
+    clippy::case_sensitive_file_extension_comparisons,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::unchecked_time_subtraction,
+    clippy::unnecessary_debug_formatting,
+    reason = "a test knows its values, and fails where it is wrong about them"
+)]
+#![allow(
+    clippy::assigning_clones,
+    clippy::format_collect,
+    clippy::format_push_string,
+    clippy::large_stack_arrays,
+    clippy::naive_bytecount,
+    clippy::single_match_else,
+    reason = "brevity counts more here than speed"
 )]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends with a panic")]
 

@@ -333,9 +333,10 @@ async fn a_body_larger_than_the_burst_is_paid_in_full_announced_or_not() {
     let octets = ("content-type", "application/octet-stream");
     let body = Bytes::from(vec![7; 20 << 10]);
     for announced in [true, false] {
-        let body = match announced {
-            true => reqwest::Body::from(body.clone()),
-            false => reqwest::Body::wrap(Full::new(body.clone()).map_frame(|frame| frame)),
+        let body = if announced {
+            reqwest::Body::from(body.clone())
+        } else {
+            reqwest::Body::wrap(Full::new(body.clone()).map_frame(|frame| frame))
         };
         let request = caller.request(Method::POST, "/v1/encrypt").header(octets.0, octets.1).body(body);
         let answer = request.send().await.unwrap();

@@ -44,11 +44,10 @@ fn example(schema: &str, name: &str) -> Option<Value> {
     let id = "019ad1b2-8c1e-7c3a-9d7e-0123456789ab";
     let text = match (schema, name) {
         ("TenantList", "next") => "acme",
-        ("KeyList", "next") => "default",
+        ("KeyList", "next") | (_, "key") => "default",
         ("ApiKeyList", "next") => "q83vEjRWeJASNFZ4",
         ("ShredList", "next") => "key:default",
         (_, "next" | "dek_id" | "from_dek_id" | "to_dek_id") => id,
-        (_, "key") => "default",
         (_, "ciphertext") => "kf1.S0YBAZrR...",
         (_, "plaintext") => "aGVsbG8=",
         (_, "ref") => "row 42",

@@ -49,6 +49,7 @@ const LARGE: usize = 24 << 20;
 const SMALL: usize = 1_000_000;
 
 fn python() -> String {
+    #[expect(clippy::disallowed_methods, reason = "which Python the tests use is the environment's to say")]
     std::env::var("KEYFOLD_TEST_PYTHON").expect(
         "KEYFOLD_TEST_PYTHON must name a Python that has the packages of tests/requirements.txt: scripts/test makes one",
     )

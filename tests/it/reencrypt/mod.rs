@@ -24,7 +24,7 @@ struct Desk {
     service: Service,
     caller: Caller,
     folder: TempDir,
-    _world: World,
+    world: World,
 }
 
 /// The plaintext of a row.
@@ -40,7 +40,7 @@ impl Desk {
     async fn with(world: World) -> Self {
         let service = world.start_without_keeper().await;
         let caller = service.tenant_and_caller("acme").await;
-        Self { service, caller, folder: tempfile::tempdir().unwrap(), _world: world }
+        Self { service, caller, folder: tempfile::tempdir().unwrap(), world }
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -593,8 +593,8 @@ impl Fetch {
     /// The KMS has given this key. Where a denial came while it was asked, that is not its last word: whoever waits
     /// finds nothing to use, and asks again.
     fn vouched(&self, live: &LiveDek, key: DataKey, by: KekId, asked_at: Duration) {
-        live.vouch(key, by.clone(), asked_at, self.lifetimes);
-        if self.denials.came_since(&by, asked_at) {
+        live.vouch(key, by, asked_at, self.lifetimes);
+        if self.denials.came_since(&live.vouched_by(), asked_at) {
             live.wipe();
         }
     }

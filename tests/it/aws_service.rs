@@ -237,7 +237,7 @@ async fn pass_slowly(world: &AwsWorld, secs: u64) {
     }
 }
 
-/// Two processes on one registry: each hears of a denial by its own renewals, in the same time.
+/// Two processes on one registry, and no request that meets the denial: the first renewal hears of it, for both.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_denial_reaches_every_process_within_the_stated_time() {
     let world = AwsWorld::new().await;

@@ -182,7 +182,7 @@ async fn a_registry_of_a_newer_keyfold_is_refused() {
     .await;
     let before = fs::read(&path).unwrap();
     let refused = open(&path).await.err().expect("it opened");
-    assert!(matches!(refused, StoreError::NewerSchema { found: 7, known: 3 }), "{refused:?}");
+    assert!(matches!(refused, StoreError::NewerSchema { found: 7, known: 4 }), "{refused:?}");
     assert_eq!(fs::read(&path).unwrap(), before);
 }
 

@@ -16,6 +16,7 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 /// An AWS KMS of real semantics for tests and demonstrations. It keeps no secret: never use it for real data.
 #[derive(Debug, Parser)]
 #[command(version)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 struct Arguments {
     /// The address to listen on.
     #[arg(long, env = "KMS_EMULATOR_LISTEN", default_value = "127.0.0.1:4599")]

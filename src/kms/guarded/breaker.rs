@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn whether_it_is_still_out_is_known_for_a_while_after_the_next_call_may_pass() {
-        let (mut breaker, lately) = (opened_at(0), Duration::from_secs(60));
+        let (mut breaker, lately) = (opened_at(0), Duration::from_mins(1));
         assert!(breaker.was_out_lately(at(64), lately));
         assert!(!breaker.was_out_lately(at(65), lately), "nobody has called for a minute");
         breaker.admit(at(65)).unwrap();

@@ -433,8 +433,8 @@ impl Settings {
         let config = builder.build().map_err(|error| ConfigError::Invalid(error.to_string()))?;
         let mut settings: Self =
             config.try_deserialize().map_err(|error| ConfigError::Invalid(error.to_string()))?;
-        settings.check()?;
         settings.fit_kms_into_requests();
+        settings.check()?;
         Ok(settings)
     }
 

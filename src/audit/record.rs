@@ -163,9 +163,10 @@ impl Items {
         if !self.codes.is_empty() {
             object.value("codes", &json!(self.codes));
         }
-        object.list("keys", self.keys.items.iter().map(KeyName::as_str).collect());
+        object.list("keys", &self.keys.items.iter().map(KeyName::as_str).collect::<Vec<_>>());
         object.flag("keys_more", self.keys.more);
-        object.list("deks", self.deks.items.iter().map(ToString::to_string).collect());
+        let deks: Vec<String> = self.deks.items.iter().map(ToString::to_string).collect();
+        object.list("deks", &deks.iter().map(String::as_str).collect::<Vec<_>>());
         object.flag("deks_more", self.deks.more);
         object.bytes(self.bytes_in, self.bytes_out);
         object.refs("refs", "refs_more", &self.refs);
@@ -173,7 +174,7 @@ impl Items {
         if let Some(context) = &self.context {
             object.context(context, tenant, keys);
         }
-        object.list("context_varying", self.varying.items.iter().map(|name| &**name).collect());
+        object.list("context_varying", &self.varying.items.iter().map(|name| &**name).collect::<Vec<_>>());
         object.flag("context_varying_more", self.varying.more);
     }
 }
@@ -191,7 +192,7 @@ impl Object<'_> {
     }
 
     fn refs(&mut self, name: &str, more: &str, refs: &Refs) {
-        self.list(name, refs.names.iter().map(|name| &**name).collect());
+        self.list(name, &refs.names.iter().map(|name| &**name).collect::<Vec<_>>());
         if refs.more > 0 {
             self.number(more, refs.more);
         }
@@ -249,9 +250,9 @@ impl<'a> Object<'a> {
     }
 
     /// A list that is not empty.
-    fn list(&mut self, name: &str, items: Value) {
-        if items.as_array().is_some_and(|items| !items.is_empty()) {
-            self.value(name, &items);
+    fn list(&mut self, name: &str, items: &[&str]) {
+        if !items.is_empty() {
+            self.value(name, &json!(items));
         }
     }
 

@@ -103,8 +103,7 @@ async fn a_trail_is_searched_and_verified_while_it_is_written_after_a_kill_and_a
     anchored(&anchors).ok();
     assert!(anchored(&["audit-9.jsonl:4:00"]).refused().contains("FILE:SEQ:CODE"));
     let text = std::fs::read_to_string(trail(folder)).unwrap();
-    std::fs::write(trail(folder), text.replacen("4711", "4711", 1).replacen("\"dev\"", "\"div\"", 1))
-        .unwrap();
+    std::fs::write(trail(folder), text.replacen("\"dev\"", "\"div\"", 1)).unwrap();
     let refused = run(folder, &["audit", "verify"]).refused();
     assert!(refused.contains("audit.jsonl line 2: the record is changed"), "{refused}");
     std::fs::write(trail(folder), &text).unwrap();

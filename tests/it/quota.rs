@@ -157,9 +157,10 @@ async fn the_head_of_an_envelope_is_paid_announced_or_not() {
     for announced in [true, false] {
         world.pass(10);
         for status in [200, 429] {
-            let body = match announced {
-                true => reqwest::Body::from(object.clone()),
-                false => reqwest::Body::wrap(Full::new(object.clone()).map_frame(|frame| frame)),
+            let body = if announced {
+                reqwest::Body::from(object.clone())
+            } else {
+                reqwest::Body::wrap(Full::new(object.clone()).map_frame(|frame| frame))
             };
             let answer = octets("/v1/rewrap/head", body).send().await.unwrap();
             assert_eq!(answer.status(), status, "announced: {announced}");

@@ -10,6 +10,7 @@ use keyfold::tenant::Verb;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use crate::caller::{plaintext, text};
 use crate::probes::KmsFault;
@@ -287,7 +288,8 @@ async fn batches_together_take_no_more_memory_than_they_may() {
     let before = world.kms.calls();
     world.kms.hold();
     let long = body(600);
-    let waiting = tokio::spawn(async move { cold.post_text("/v1/encrypt/batch", long).await });
+    let mut waiting = JoinSet::new();
+    waiting.spawn(async move { cold.post_text("/v1/encrypt/batch", long).await });
     world.kms.arrived(before + 1).await;
     assert_eq!(warm.post_text("/v1/encrypt/batch", body(400)).await.ok(200)["failed"], 0);
     let refused = warm.post_text("/v1/encrypt/batch", body(401)).await;
@@ -303,7 +305,7 @@ async fn batches_together_take_no_more_memory_than_they_may() {
     // Small calls need none of it.
     warm.encrypt(b"hello", &json!({})).await;
     world.kms.release();
-    waiting.await.unwrap().ok(200);
+    waiting.join_next().await.unwrap().unwrap().ok(200);
     warm.post_text("/v1/encrypt/batch", unannounced()).await.ok(200);
     warm.post_text("/v1/encrypt/batch", body(1_000)).await.ok(200);
     service.stop().await;
@@ -322,8 +324,8 @@ async fn a_batch_whose_client_goes_away_is_abandoned() {
     let before = world.kms.calls();
     world.kms.hold();
     // The call that the batch's items will wait for too: it goes on when they have gone.
-    let first = caller.clone();
-    let first = tokio::spawn(async move { first.try_encrypt(b"hello", &json!({})).await });
+    let (mut first, again) = (JoinSet::new(), caller.clone());
+    first.spawn(async move { again.try_encrypt(b"hello", &json!({})).await });
     world.kms.arrived(before + 1).await;
     let idle = tasks();
     let items: Vec<Value> = (0..1_000).map(encryption).collect();
@@ -343,7 +345,7 @@ async fn a_batch_whose_client_goes_away_is_abandoned() {
     drop(socket);
     comes(|| tasks() == idle + 2, "its tasks go on").await;
     world.kms.release();
-    first.await.unwrap().ok(200);
+    first.join_next().await.unwrap().unwrap().ok(200);
     // Its place is free again.
     for n in 0..2 {
         caller.encrypt(&message(n), &json!({})).await;

@@ -290,6 +290,7 @@ async fn a_body_that_breaks_off_is_never_a_message() {
     let (_world, service, caller) = started().await;
     let message = noise(8 << 20);
     let envelope = through(&caller, "/v1/encrypt", message.clone()).await;
+    all_transfers_end(&service).await;
     // With the data key still in use, rewrapping hands the body on untouched.
     let bodies = [("/v1/encrypt", &message), ("/v1/decrypt", &envelope), ("/v1/rewrap", &envelope)];
     for (path, body) in bodies {

@@ -86,13 +86,13 @@ impl AwsWorld {
         service.caller(&[id], &Verb::ALL).await
     }
 
-    /// Moves the time on, a few seconds at a go, and lets the background do what falls due. A go is shorter than the
+    /// Moves the time on, a second at a go, and lets the background do what falls due. A go is far shorter than the
     /// time that a call has, and calls that will be answered are answered before the next: or else a slow machine would
     /// look like an outage.
     pub(crate) async fn pass(&self, secs: u64) {
         let mut left = secs;
         while left > 0 {
-            let step = left.min(4);
+            let step = left.min(1);
             self.clock.advance(Duration::from_secs(step));
             left -= step;
             tokio::time::sleep(Duration::from_millis(10)).await;

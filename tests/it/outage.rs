@@ -232,7 +232,7 @@ async fn with_its_first_region_black_holed_no_hot_request_fails_and_cold_tenants
             world.pass(10).await;
         }
     };
-    let added = tokio::time::timeout(Duration::from_secs(20), wait).await;
+    let added = tokio::time::timeout(Duration::from_secs(120), wait).await;
     assert!(added.is_ok(), "the missing wrapped form is not added");
     let new = world.tenant(&service, "new", &[&ireland, &frankfurt]).await;
     new.encrypt(b"hello", &none()).await;

@@ -24,6 +24,12 @@ pub enum Locking {
 
 /// Asks the system. Fails only where the configuration requires what it refuses.
 pub fn harden(settings: &MemorySettings) -> anyhow::Result<Locking> {
+    if !cfg!(feature = "zeroizing-allocator") {
+        tracing::warn!(
+            "this program was built without the feature zeroizing-allocator: freed memory is not wiped, and may hold \
+             plaintext or what keys were read from"
+        );
+    }
     // Before the next: of who is not dumpable this file is the administrator's.
     if settings.dont_dump
         && let Err(refused) = std::fs::write(COREDUMP_FILTER, "0")

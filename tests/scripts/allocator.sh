@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The switch of the zeroizing allocator: the program as it is built by default says nothing of it, and one that was built
+# without says at its start that freed memory is not wiped. Usage: allocator.sh PROGRAM
+# PROGRAM is built anew, without; the next build puts it back.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+readonly PROGRAM=$PWD/$1 WARNING='freed memory is not wiped' SECS_MAX=60
+folder=$(mktemp -d)
+server=
+cleanup() {
+    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    rm -rf "$folder"
+}
+trap cleanup EXIT
+
+# What a start and a clean end say.
+log_of() {
+    "$PROGRAM" serve --dev --listen 127.0.0.1:0 --data-dir "$folder/$1" >"$folder/log" 2>&1 &
+    server=$!
+    local until=$((SECONDS + SECS_MAX))
+    until grep -q ' ready ' "$folder/log"; do
+        if ! kill -0 "$server" 2>/dev/null || [ "$SECONDS" -ge "$until" ]; then
+            cat "$folder/log" >&2
+            exit 1
+        fi
+        sleep 0.2
+    done
+    kill "$server"
+    wait "$server"
+    server=
+}
+
+log_of with
+if grep -q "$WARNING" "$folder/log"; then
+    echo "the default build warns of the allocator" >&2
+    exit 1
+fi
+cargo build --locked --no-default-features --bin keyfold
+log_of without
+if ! grep -q "$WARNING" "$folder/log"; then
+    cat "$folder/log" >&2
+    echo "no warning of the allocator" >&2
+    exit 1
+fi

@@ -1,7 +1,6 @@
 //! What was begun and will have an outcome, and who began it.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use envelope::DataKeyId;
@@ -141,7 +140,7 @@ impl Attempt<'_> {
 
     /// The API key or grant that was made.
     pub fn made(&mut self, subject: Subject<'_>) {
-        self.made = named(subject);
+        self.made = named(subject).map(|(kind, id)| (kind, id.into()));
     }
 
     /// It was done.
@@ -193,38 +192,39 @@ impl Attempt<'_> {
         if held == 0 {
             return;
         }
-        // What an outcome needs is found again: a beginning has taken none of it.
-        let mut details = std::mem::replace(&mut self.details, Details::new(true));
+        let Some(trail) = &self.audit.trail else { return };
         match self.who.subject {
-            Some(Subject::Key(key)) => details.with_key(key),
-            Some(Subject::Dek(dek)) => details.with_dek(dek),
+            Some(Subject::Key(key)) => self.details.with_key(key),
+            Some(Subject::Dek(dek)) => self.details.with_dek(dek),
             _ => {}
         }
-        let named = self.made.take().or_else(|| self.who.subject.and_then(named));
         self.take_items();
-        let record = Arc::new(Record {
+        let made = self.made.as_ref().map(|(kind, id)| (*kind, &**id));
+        let record = Record {
             time: self.audit.clock.now(),
             event: self.event,
-            what: self.what.into(),
+            what: self.what,
             outcome,
             code,
-            reason: reason.to_owned(),
-            request_id: self.who.request_id.into(),
+            reason,
+            request_id: self.who.request_id,
             source: self.who.source,
-            principal: Some(self.who.principal.clone()),
+            principal: Some(self.who.principal),
             method: self.who.method,
-            tenant: self.who.tenant.cloned(),
+            tenant: self.who.tenant,
             change_id: self.change_id,
-            named,
-            asked: std::mem::take(&mut self.asked),
-            details,
-            items: self.items.take(),
+            named: made.or_else(|| self.who.subject.and_then(named)),
+            asked: Some(&self.asked),
+            details: Some(&self.details),
+            items: self.items.as_ref(),
             more: 0,
             micros,
-        });
-        for sink in self.audit.held(held) {
-            sink.send(Arc::clone(&record));
-        }
+        };
+        let body = record.body(&trail.keys);
+        trail.held(held).for_each(|sink| sink.send(&body));
+        // They stand in the beginning of a change, and are not repeated at its end.
+        self.asked = Asked::NOTHING;
+        self.details = Details::new(true);
     }
 
     fn log(&self, outcome: &str, code: &str, reason: &str, micros: u64) {
@@ -238,10 +238,10 @@ impl Attempt<'_> {
     }
 }
 
-fn named(subject: Subject<'_>) -> Option<(&'static str, Box<str>)> {
+fn named(subject: Subject<'_>) -> Option<(&'static str, &str)> {
     match subject {
-        Subject::ApiKey(id) => Some(("api_key", id.into())),
-        Subject::Grant(id) => Some(("grant", id.into())),
+        Subject::ApiKey(id) => Some(("api_key", id)),
+        Subject::Grant(id) => Some(("grant", id)),
         Subject::Key(_) | Subject::Dek(_) => None,
     }
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
+use super::record::{Object, number_line};
 use crate::clock::Timestamp;
 
 type HmacSha256 = Hmac<Sha256>;
@@ -129,8 +130,16 @@ impl Link {
     /// Before the first line.
     pub const START: Self = Self { seq: 0, mac: START };
 
+    /// Adds a record with this body to `lines`, and moves on to it.
+    pub(super) fn add(&mut self, keys: &Keys, lines: &mut Vec<u8>, body: &[u8]) {
+        let from = lines.len();
+        number_line(lines, self.seq + 1);
+        lines.extend_from_slice(body);
+        self.close(keys, lines, from);
+    }
+
     /// Closes the object that was begun at `from` in `lines` with its code, and moves on to it.
-    pub(super) fn close(&mut self, keys: &Keys, lines: &mut Vec<u8>, from: usize) {
+    fn close(&mut self, keys: &Keys, lines: &mut Vec<u8>, from: usize) {
         self.mac = keys.code(&self.mac, &lines[from..]);
         self.seq += 1;
         lines.extend_from_slice(MAC_MEMBER);
@@ -354,7 +363,8 @@ pub(super) fn write_event(
 ) {
     let from = lines.len();
     let previous = hex(&link.mac);
-    let mut object = super::record::Object::open(lines, link.seq + 1, event, time);
+    number_line(lines, link.seq + 1);
+    let mut object = Object::begin(lines, event, time);
     if event == "open" {
         object.text("previous", &previous);
     }

@@ -97,14 +97,26 @@ pub struct Unrecorded(&'static str);
 #[derive(Clone)]
 pub struct Audit {
     clock: Clock,
-    sinks: Arc<[Sink]>,
+    trail: Option<Arc<Trail>>,
     strangers: Arc<Strangers>,
+}
+
+/// What there is where records are kept.
+struct Trail {
+    keys: Keys,
+    sinks: Vec<Sink>,
+}
+
+impl Trail {
+    fn held(&self, held: u8) -> impl Iterator<Item = &Sink> {
+        self.sinks.iter().enumerate().filter(move |(at, _)| held & (1 << at) != 0).map(|(_, sink)| sink)
+    }
 }
 
 impl Audit {
     /// Records into the log only.
     pub fn new(clock: Clock) -> Self {
-        Self { clock, sinks: Arc::new([]), strangers: Arc::default() }
+        Self { clock, trail: None, strangers: Arc::default() }
     }
 
     /// Opens the sinks and starts their threads. [`Audit::close`] ends them.
@@ -136,14 +148,15 @@ impl Audit {
             start("otlp", *on_full, fresh(Box::new(Otlp::new(otlp.clone())?)))?;
         }
         let strangers = Strangers::new(options.strangers_per_sec_max);
-        Ok(Self { clock, sinks: sinks.into(), strangers: Arc::new(strangers) })
+        let trail = (!sinks.is_empty()).then(|| Arc::new(Trail { keys: keys.clone(), sinks }));
+        Ok(Self { clock, trail, strangers: Arc::new(strangers) })
     }
 
     /// A data-plane call begins. Refused where its record would have no room.
     pub async fn begin<'a>(&'a self, verb: Verb, who: Who<'a>) -> Result<Attempt<'a>, Unrecorded> {
         let logged = tracing::enabled!(target: "keyfold::audit", tracing::Level::DEBUG);
         let held = self.reserve().await?;
-        let began = if logged || !self.sinks.is_empty() { self.clock.monotonic() } else { Duration::ZERO };
+        let began = if logged || self.trail.is_some() { self.clock.monotonic() } else { Duration::ZERO };
         Ok(Attempt::new(self, CALL, verb.name(), who, (held, logged, began)))
     }
 
@@ -162,7 +175,7 @@ impl Audit {
         let mut attempt = Attempt::new(self, CHANGE, change, who, (held, true, began));
         attempt.begin(asked);
         attempt.hold(self.reserve().await?);
-        for sink in self.sinks.iter() {
+        for sink in self.sinks() {
             if !sink.durable().await {
                 attempt.end("failed", "audit_unavailable", "the audit could not write that it begins");
                 return Err(Unrecorded(sink.name()));
@@ -173,7 +186,7 @@ impl Audit {
 
     /// A call that was refused before any verb took it over.
     pub async fn refused(&self, route: &str, who: Who<'_>, code: &'static str) -> Result<(), Unrecorded> {
-        if self.sinks.is_empty() {
+        if self.trail.is_none() {
             return Ok(());
         }
         let (held, began) = (self.reserve().await?, self.clock.monotonic());
@@ -186,9 +199,7 @@ impl Audit {
     /// is kept from his work by strangers: past [`Options::strangers_per_sec_max`], and where the queue has no room,
     /// they are only counted, and the next record tells how many they were.
     pub fn turned_away(&self, route: &str, stranger: Stranger<'_>, code: &'static str) {
-        if self.sinks.is_empty() {
-            return;
-        }
+        let Some(trail) = &self.trail else { return };
         let now = self.clock.monotonic();
         if !self.strangers.may_be_recorded(now) {
             return;
@@ -198,27 +209,26 @@ impl Audit {
             self.strangers.unrecorded();
             return;
         }
-        let record = Arc::new(Record {
+        let record = Record {
             time: self.clock.now(),
             event: CALL,
-            what: route[..route.floor_char_boundary(ROUTE_BYTES_MAX)].into(),
+            what: &route[..route.floor_char_boundary(ROUTE_BYTES_MAX)],
             outcome: "refused",
             code,
-            request_id: stranger.request_id.into(),
+            request_id: stranger.request_id,
             source: stranger.source,
-            reason: stranger.reason.to_owned(),
+            reason: stranger.reason,
             more: self.strangers.take_unrecorded(),
             ..Record::default()
-        });
-        for sink in self.held(held) {
-            sink.send(Arc::clone(&record));
-        }
+        };
+        let body = record.body(&trail.keys);
+        trail.held(held).for_each(|sink| sink.send(&body));
     }
 
     /// Waits until everything that was recorded is durable. False where a sink cannot write.
     pub async fn flush(&self) -> bool {
         let mut all = true;
-        for sink in self.sinks.iter() {
+        for sink in self.sinks() {
             all &= sink.durable().await;
         }
         all
@@ -226,13 +236,13 @@ impl Audit {
 
     /// Seals and ends the sinks. Blocks until they are done.
     pub fn close(&self) {
-        self.sinks.iter().for_each(Sink::close);
+        self.sinks().iter().for_each(Sink::close);
     }
 
     /// Takes a place in every sink's queue; a bit for each that has given one.
     async fn reserve(&self) -> Result<u8, Unrecorded> {
         let mut held = 0;
-        for (at, sink) in self.sinks.iter().enumerate() {
+        for (at, sink) in self.sinks().iter().enumerate() {
             match sink.reserve().await {
                 Ok(true) => held |= 1 << at,
                 Ok(false) => {}
@@ -247,16 +257,16 @@ impl Audit {
 
     /// The places that there are at once, and leaves half of each queue to those who are known.
     fn try_reserve(&self) -> u8 {
-        let reserved = self.sinks.iter().enumerate().filter(|(_, sink)| sink.try_reserve());
+        let reserved = self.sinks().iter().enumerate().filter(|(_, sink)| sink.try_reserve());
         reserved.fold(0, |held, (at, _)| held | 1 << at)
     }
 
     fn release(&self, held: u8) {
-        self.held(held).for_each(Sink::release);
+        self.trail.iter().flat_map(|trail| trail.held(held)).for_each(Sink::release);
     }
 
-    fn held(&self, held: u8) -> impl Iterator<Item = &Sink> {
-        self.sinks.iter().enumerate().filter(move |(at, _)| held & (1 << at) != 0).map(|(_, sink)| sink)
+    fn sinks(&self) -> &[Sink] {
+        self.trail.as_ref().map_or(&[], |trail| &trail.sinks)
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a record says, and how it stands in a line.
 
+use std::fmt::Display;
+use std::io::Write as _;
 use std::net::IpAddr;
 
 use envelope::{DataKeyId, EncryptionContext};
@@ -16,33 +18,33 @@ use crate::tenant::{KeyName, PrincipalId, TenantId};
 const REASON_BYTES_MAX: usize = 1_024;
 
 /// One call or change, as it is told to every sink.
-#[derive(Debug, Default)]
-pub(super) struct Record {
+#[derive(Default)]
+pub(super) struct Record<'a> {
     pub(super) time: Timestamp,
     /// `call` or `change`.
     pub(super) event: &'static str,
     /// The verb, or what kind of change.
-    pub(super) what: Box<str>,
+    pub(super) what: &'a str,
     /// `begin`, `done`, `failed`, `abandoned` or `refused`.
     pub(super) outcome: &'static str,
     /// The stable name of what went wrong.
     pub(super) code: &'static str,
     /// What went wrong, for operators.
-    pub(super) reason: String,
-    pub(super) request_id: Box<str>,
+    pub(super) reason: &'a str,
+    pub(super) request_id: &'a str,
     pub(super) source: Option<IpAddr>,
     /// None where nobody is known.
-    pub(super) principal: Option<PrincipalId>,
+    pub(super) principal: Option<&'a PrincipalId>,
     pub(super) method: &'static str,
-    pub(super) tenant: Option<TenantId>,
+    pub(super) tenant: Option<&'a TenantId>,
     /// The same in the two records of one change.
     pub(super) change_id: Option<u64>,
     /// The API key or grant that a change is about: which of the two, and its id.
-    pub(super) named: Option<(&'static str, Box<str>)>,
+    pub(super) named: Option<(&'static str, &'a str)>,
     /// What a change asks for.
-    pub(super) asked: Asked,
-    pub(super) details: Details,
-    pub(super) items: Option<Items>,
+    pub(super) asked: Option<&'a Asked>,
+    pub(super) details: Option<&'a Details>,
+    pub(super) items: Option<&'a Items>,
     /// How many others like it there were that have no record.
     pub(super) more: u64,
     pub(super) micros: u64,
@@ -107,39 +109,46 @@ impl Details {
     }
 }
 
-impl Record {
-    /// The record as an object that is not closed yet: the chain adds its code.
-    pub(super) fn write(&self, seq: u64, keys: &Keys, line: &mut Vec<u8>) {
-        let mut object = Object::open(line, seq, self.event, self.time);
-        object.text("what", &self.what);
+/// What most records have room in.
+const RECORD_BYTES: usize = 768;
+
+impl Record<'_> {
+    /// What follows the number in the record's line, up to the code with which the chain closes it.
+    pub(super) fn body(&self, keys: &Keys) -> Vec<u8> {
+        let mut body = Vec::with_capacity(RECORD_BYTES);
+        let mut object = Object::begin(&mut body, self.event, self.time);
+        object.text("what", self.what);
         object.text("outcome", self.outcome);
         object.some_text("code", self.code);
-        object.some_text("reason", head_of(&self.reason, REASON_BYTES_MAX));
-        object.some_text("principal", self.principal.as_ref().map_or("", PrincipalId::as_str));
+        object.some_text("reason", head_of(self.reason, REASON_BYTES_MAX));
+        object.some_text("principal", self.principal.map_or("", PrincipalId::as_str));
         object.some_text("method", self.method);
         if let Some(source) = self.source {
-            object.text("source", &source.to_string());
+            object.display("source", &source);
         }
-        object.some_text("request_id", &self.request_id);
-        let tenant = self.tenant.as_ref().map_or("", TenantId::as_str);
+        object.some_text("request_id", self.request_id);
+        let tenant = self.tenant.map_or("", TenantId::as_str);
         object.some_text("tenant", tenant);
         if let Some(id) = self.change_id {
-            object.text("change_id", &format!("{id:016x}"));
+            object.display("change_id", &format_args!("{id:016x}"));
         }
-        if let Some((kind, id)) = &self.named {
+        if let Some((kind, id)) = self.named {
             object.some_text(kind, id);
         }
-        if !self.asked.is_nothing() {
-            object.value("asked", &self.asked.value(tenant, keys));
+        if let Some(asked) = self.asked.filter(|asked| !asked.is_nothing()) {
+            object.value("asked", &asked.value(tenant, keys));
         }
-        self.details.write(tenant, keys, &mut object);
-        if let Some(items) = &self.items {
+        if let Some(details) = self.details {
+            details.write(tenant, keys, &mut object);
+        }
+        if let Some(items) = self.items {
             items.write(tenant, keys, &mut object);
         }
         if self.more > 0 {
             object.number("more", self.more);
         }
         object.number("micros", self.micros);
+        body
     }
 }
 
@@ -147,7 +156,7 @@ impl Details {
     fn write(&self, tenant: &str, keys: &Keys, object: &mut Object<'_>) {
         object.some_text("key", self.key.as_ref().map_or("", KeyName::as_str));
         if let Some(dek) = self.dek {
-            object.text("dek", &dek.to_string());
+            object.display("dek", &dek);
         }
         object.bytes(self.bytes_in, self.bytes_out);
         if let Some(context) = &self.context {
@@ -221,21 +230,30 @@ impl Object<'_> {
 /// Writes the members of one JSON object.
 pub(super) struct Object<'a>(&'a mut Vec<u8>);
 
+/// Begins a line with its number.
+pub(super) fn number_line(line: &mut Vec<u8>, seq: u64) {
+    // Writing into memory does not fail.
+    let _ = write!(line, "{{\"seq\":{seq}");
+}
+
 impl<'a> Object<'a> {
-    /// The members that every line begins with.
-    pub(super) fn open(line: &'a mut Vec<u8>, seq: u64, event: &str, time: Timestamp) -> Self {
-        line.extend_from_slice(b"{\"seq\":");
-        line.extend_from_slice(seq.to_string().as_bytes());
+    /// The members that follow the number in every line.
+    pub(super) fn begin(line: &'a mut Vec<u8>, event: &str, time: Timestamp) -> Self {
         let mut object = Self(line);
-        object.text("time", &time.to_string());
+        object.display("time", &time);
         object.text("event", event);
         object
     }
 
     pub(super) fn text(&mut self, name: &str, text: &str) {
         self.name(name);
-        // Writing into memory does not fail.
         let _ = serde_json::to_writer(&mut *self.0, text);
+    }
+
+    /// Text in which JSON has nothing to escape.
+    fn display(&mut self, name: &str, text: &impl Display) {
+        self.name(name);
+        let _ = write!(self.0, "\"{text}\"");
     }
 
     pub(super) fn some_text(&mut self, name: &str, text: &str) {
@@ -246,7 +264,7 @@ impl<'a> Object<'a> {
 
     pub(super) fn number(&mut self, name: &str, number: u64) {
         self.name(name);
-        self.0.extend_from_slice(number.to_string().as_bytes());
+        let _ = write!(self.0, "{number}");
     }
 
     /// A list that is not empty.

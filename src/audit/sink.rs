@@ -2,11 +2,13 @@
 //!
 //! A place in the queue is taken before the work begins, so that there is room for its record whatever happens. What
 //! cannot be written stays in the queue and is tried again; meanwhile a sink that refuses lets no new work begin.
+//!
+//! The queue is one buffer behind a lock that is held for as long as it takes to copy a record: nothing is allocated in
+//! one thread and freed in another, and a thread that gathers is not woken.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -15,7 +17,6 @@ use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::chain::{Keys, Link, write_event};
 use super::output::Output;
-use super::record::Record;
 use crate::clock::Clock;
 
 /// How long the thread gathers before it writes: under load one wake-up serves many records.
@@ -24,8 +25,10 @@ const GATHER: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_millis(250);
 /// How often what was written is made durable.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
-/// How many records are written at once.
-const BATCH_MAX: usize = 4_096;
+/// From how many bytes of lines on they are written before more are chained.
+const WRITE_BYTES: usize = 1 << 20;
+/// How large an empty buffer is kept for the records to come.
+const KEPT_BYTES_MAX: usize = 1 << 20;
 
 /// What happens to work whose record has no room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -48,28 +51,88 @@ pub(super) struct Settings {
     pub(super) seal_every: Duration,
 }
 
-pub(super) enum Message {
-    Record(Arc<Record>),
-    Durable(oneshot::Sender<bool>),
-    Close,
-}
-
 /// The side of a sink on which work goes on.
 pub(super) struct Sink {
     name: &'static str,
     on_full: OnFull,
-    slots: Arc<Semaphore>,
-    /// How many there are.
+    /// How many records may wait.
     places: usize,
-    state: Arc<State>,
-    sender: Sender<Message>,
+    shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-#[derive(Default)]
-struct State {
+/// What both sides know.
+struct Shared {
+    slots: Semaphore,
     failing: AtomicBool,
     dropped: AtomicU64,
+    queue: Mutex<Queue>,
+    came: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    records: Records,
+    /// Who waits until all that came before is durable.
+    waiting: Vec<oneshot::Sender<bool>>,
+    closing: bool,
+    /// The thread has ended.
+    closed: bool,
+    /// The thread wants to be woken by a record.
+    idle: bool,
+}
+
+/// Records one after another, and how many of them were taken out.
+#[derive(Default)]
+struct Records {
+    bodies: Vec<u8>,
+    ends: Vec<usize>,
+    taken: usize,
+}
+
+impl Records {
+    fn push(&mut self, body: &[u8]) {
+        self.bodies.extend_from_slice(body);
+        self.ends.push(self.bodies.len());
+    }
+
+    fn left(&self) -> usize {
+        self.ends.len() - self.taken
+    }
+
+    fn take_one(&mut self) -> Option<&[u8]> {
+        let end = *self.ends.get(self.taken)?;
+        let begin = self.taken.checked_sub(1).map_or(0, |before| self.ends[before]);
+        self.taken += 1;
+        Some(&self.bodies[begin..end])
+    }
+
+    /// Makes room for others, where all were taken out.
+    fn clear(&mut self) {
+        if self.bodies.capacity() > KEPT_BYTES_MAX {
+            *self = Self::default();
+        }
+        self.bodies.clear();
+        self.ends.clear();
+        self.taken = 0;
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for as long as that holds, and no longer than `time_max`.
+    fn wait<'a>(
+        &self,
+        queue: MutexGuard<'a, Queue>,
+        time_max: Duration,
+        holds: impl Fn(&Queue) -> bool,
+    ) -> MutexGuard<'a, Queue> {
+        let waited = self.came.wait_timeout_while(queue, time_max, |queue| holds(queue));
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
 }
 
 impl Sink {
@@ -82,13 +145,16 @@ impl Sink {
         start: Start,
     ) -> io::Result<Self> {
         let places = settings.queue_records_max;
-        let slots = Arc::new(Semaphore::new(places));
-        let state = Arc::new(State::default());
-        let (sender, receiver) = channel();
+        let shared = Arc::new(Shared {
+            slots: Semaphore::new(places),
+            failing: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
+            queue: Mutex::default(),
+            came: Condvar::new(),
+        });
         let writer = Writer {
             name,
-            slots: Arc::clone(&slots),
-            state: Arc::clone(&state),
+            shared: Arc::clone(&shared),
             settings: settings.clone(),
             synced_at: clock.monotonic(),
             sealed_at: clock.monotonic(),
@@ -96,6 +162,8 @@ impl Sink {
             keys,
             link: start.link,
             output: start.output,
+            taken: Records::default(),
+            waiting: vec![],
             lines: vec![],
             done_bytes: 0,
             records: 0,
@@ -106,8 +174,8 @@ impl Sink {
         let (is_new, torn_bytes) = (start.is_new, start.torn_bytes);
         let thread = std::thread::Builder::new()
             .name(format!("audit-{name}"))
-            .spawn(move || writer.run(&receiver, is_new, torn_bytes))?;
-        Ok(Self { name, on_full, slots, places, state, sender, thread: Mutex::new(Some(thread)) })
+            .spawn(move || writer.run(is_new, torn_bytes))?;
+        Ok(Self { name, on_full, places, shared, thread: Mutex::new(Some(thread)) })
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -116,20 +184,20 @@ impl Sink {
 
     /// Takes a place for one record. `Ok(false)` where the work goes on without one.
     pub(super) async fn reserve(&self) -> Result<bool, Full> {
-        if self.on_full == OnFull::Refuse && self.state.failing.load(Ordering::Acquire) {
+        if self.on_full == OnFull::Refuse && self.shared.failing.load(Ordering::Acquire) {
             return Err(Full(self.name));
         }
-        if let Ok(slot) = self.slots.try_acquire() {
+        if let Ok(slot) = self.shared.slots.try_acquire() {
             slot.forget();
             return Ok(true);
         }
         match self.on_full {
             OnFull::Refuse => Err(Full(self.name)),
             OnFull::DropAndCount => {
-                self.state.dropped.fetch_add(1, Ordering::Relaxed);
+                self.shared.dropped.fetch_add(1, Ordering::Relaxed);
                 Ok(false)
             }
-            OnFull::Block => match self.slots.acquire().await {
+            OnFull::Block => match self.shared.slots.acquire().await {
                 Ok(slot) => {
                     slot.forget();
                     Ok(true)
@@ -141,35 +209,50 @@ impl Sink {
 
     /// Takes a place for one record where more than half of the queue is free.
     pub(super) fn try_reserve(&self) -> bool {
-        if self.slots.available_permits() * 2 <= self.places {
+        if self.shared.slots.available_permits() * 2 <= self.places {
             return false;
         }
-        self.slots.try_acquire().map(SemaphorePermit::forget).is_ok()
+        self.shared.slots.try_acquire().map(SemaphorePermit::forget).is_ok()
     }
 
     /// Gives back a place that was taken.
     pub(super) fn release(&self) {
-        self.slots.add_permits(1);
+        self.shared.slots.add_permits(1);
     }
 
-    /// Sends a record for which a place was taken.
-    pub(super) fn send(&self, record: Arc<Record>) {
-        if self.sender.send(Message::Record(record)).is_err() {
+    /// Sends the body of a record for which a place was taken.
+    pub(super) fn send(&self, body: &[u8]) {
+        let mut queue = self.shared.queue();
+        if queue.closed {
             tracing::error!(target: "keyfold::audit", sink = self.name, "a record came after the sink was closed");
+            return;
+        }
+        queue.records.push(body);
+        if std::mem::take(&mut queue.idle) {
+            drop(queue);
+            self.shared.came.notify_one();
         }
     }
 
     /// Waits until all that was sent is durable. False where the sink cannot write; always true where it may drop.
     pub(super) async fn durable(&self) -> bool {
-        let (answer, written) = oneshot::channel();
-        let sent = self.sender.send(Message::Durable(answer)).is_ok();
-        let written = sent && written.await.unwrap_or(false);
-        written || self.on_full == OnFull::DropAndCount
+        let written = {
+            let (answer, written) = oneshot::channel();
+            let mut queue = self.shared.queue();
+            // Of an ended thread the answer is dropped, which is one too.
+            if !queue.closed {
+                queue.waiting.push(answer);
+            }
+            written
+        };
+        self.shared.came.notify_one();
+        written.await.unwrap_or(false) || self.on_full == OnFull::DropAndCount
     }
 
     /// Writes what is there, seals it and ends the thread. Blocks.
     pub(super) fn close(&self) {
-        let _ = self.sender.send(Message::Close);
+        self.shared.queue().closing = true;
+        self.shared.came.notify_one();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             let _ = thread.join();
@@ -192,13 +275,16 @@ pub(super) struct Start {
 /// The thread's side.
 struct Writer {
     name: &'static str,
-    slots: Arc<Semaphore>,
-    state: Arc<State>,
+    shared: Arc<Shared>,
     settings: Settings,
     clock: Clock,
     keys: Keys,
     link: Link,
     output: Box<dyn Output>,
+    /// Records that are to be chained.
+    taken: Records,
+    /// Who waits until these are durable.
+    waiting: Vec<oneshot::Sender<bool>>,
     /// Lines that are chained; the first `done_bytes` of them are written.
     lines: Vec<u8>,
     done_bytes: usize,
@@ -213,60 +299,51 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self, receiver: &Receiver<Message>, is_new: bool, torn_bytes: u64) {
+    fn run(mut self, is_new: bool, torn_bytes: u64) {
         if is_new {
             self.event("open", None);
         }
         if torn_bytes > 0 {
             self.event("recovered", Some(("torn_bytes", torn_bytes)));
         }
-        let (mut waiting, mut closing) = (vec![], false);
-        while !closing {
-            closing = self.gather(receiver, &mut waiting);
+        let mut closed = false;
+        while !closed {
+            let closing = self.gather();
             self.count_dropped();
-            let outcome = self.write().and_then(|()| self.keep(!waiting.is_empty(), closing));
+            let outcome = self.write().and_then(|()| self.keep(closing));
             self.tell(&outcome);
-            for answer in waiting.drain(..) {
+            for answer in self.waiting.drain(..) {
                 let _ = answer.send(outcome.is_ok());
             }
+            closed = closing;
             if outcome.is_err() && closing {
-                tracing::error!(target: "keyfold::audit", sink = self.name, lost = self.records, "records could not be written before the end");
+                let lost = self.records + self.taken.left() + self.shared.queue().records.left();
+                tracing::error!(target: "keyfold::audit", sink = self.name, lost, "records could not be written before the end");
             }
         }
     }
 
-    /// Waits for messages, and takes what has come. True at the end.
-    fn gather(&mut self, receiver: &Receiver<Message>, waiting: &mut Vec<oneshot::Sender<bool>>) -> bool {
-        let failing = self.state.failing.load(Ordering::Acquire);
+    /// Waits for something to do, and takes what has come, unless some of what was taken before is still to be
+    /// written. True at the end: after this there is nothing more, or it cannot be written anyway.
+    fn gather(&mut self) -> bool {
+        let failing = self.shared.failing.load(Ordering::Acquire);
+        let asked = |queue: &Queue| queue.closing || !queue.waiting.is_empty();
+        let mut queue = self.shared.queue();
+        queue.idle = !failing;
         let patience = if failing { RETRY } else { SYNC_EVERY };
-        let mut next = match receiver.recv_timeout(patience) {
-            Ok(message) => message,
-            Err(RecvTimeoutError::Timeout) => return false,
-            Err(RecvTimeoutError::Disconnected) => return true,
-        };
-        if matches!(next, Message::Record(_)) {
-            std::thread::park_timeout(GATHER);
+        queue = self
+            .shared
+            .wait(queue, patience, |queue| !asked(queue) && (failing || queue.records.left() == 0));
+        queue.idle = false;
+        if !failing && queue.records.left() > 0 {
+            queue = self.shared.wait(queue, GATHER, |queue| !asked(queue));
         }
-        loop {
-            match next {
-                Message::Record(record) => {
-                    let from = self.lines.len();
-                    record.write(self.link.seq + 1, &self.keys, &mut self.lines);
-                    self.link.close(&self.keys, &mut self.lines, from);
-                    self.records += 1;
-                    self.unsealed += 1;
-                }
-                Message::Durable(answer) => waiting.push(answer),
-                Message::Close => return true,
-            }
-            if self.records >= BATCH_MAX && !failing {
-                return false;
-            }
-            match receiver.try_recv() {
-                Ok(message) => next = message,
-                Err(_) => return false,
-            }
+        if self.taken.left() == 0 {
+            self.taken.clear();
+            std::mem::swap(&mut self.taken, &mut queue.records);
         }
+        self.waiting.append(&mut queue.waiting);
+        queue.closing && (failing || queue.records.left() == 0)
     }
 
     fn event(&mut self, event: &str, number: Option<(&str, u64)>) {
@@ -274,15 +351,32 @@ impl Writer {
     }
 
     fn count_dropped(&mut self) {
-        let dropped = self.state.dropped.swap(0, Ordering::Relaxed);
+        let dropped = self.shared.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
             self.event("dropped", Some(("records", dropped)));
             self.unsealed += 1;
         }
     }
 
-    /// Writes the lines, as far as that goes. What was written is never written again.
+    /// Chains and writes what was taken, as far as that goes.
     fn write(&mut self) -> io::Result<()> {
+        loop {
+            self.write_lines()?;
+            if self.taken.left() == 0 {
+                return Ok(());
+            }
+            while self.lines.len() < WRITE_BYTES
+                && let Some(body) = self.taken.take_one()
+            {
+                self.link.add(&self.keys, &mut self.lines, body);
+                self.records += 1;
+                self.unsealed += 1;
+            }
+        }
+    }
+
+    /// Writes the lines, as far as that goes. What was written is never written again.
+    fn write_lines(&mut self) -> io::Result<()> {
         while self.done_bytes < self.lines.len() {
             match self.output.write(&self.lines[self.done_bytes..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -294,13 +388,14 @@ impl Writer {
         }
         self.lines.clear();
         self.done_bytes = 0;
-        self.slots.add_permits(std::mem::take(&mut self.records));
+        self.shared.slots.add_permits(std::mem::take(&mut self.records));
         Ok(())
     }
 
     /// Seals, syncs and rotates as it is due.
-    fn keep(&mut self, durable: bool, closing: bool) -> io::Result<()> {
+    fn keep(&mut self, closing: bool) -> io::Result<()> {
         let now = self.clock.monotonic();
+        let durable = !self.waiting.is_empty();
         let seal_due = self.unsealed >= self.settings.seal_records
             || now.saturating_sub(self.sealed_at) >= self.settings.seal_every
             || closing
@@ -315,7 +410,7 @@ impl Writer {
         if self.output.is_full() && !closing {
             self.output.rotate()?;
             self.event("open", None);
-            self.write()?;
+            self.write_lines()?;
             self.output.settle()?;
         }
         Ok(())
@@ -326,7 +421,7 @@ impl Writer {
         self.unsealed = 0;
         self.sealed_at = self.clock.monotonic();
         self.event("seal", Some(("records", records)));
-        self.write()?;
+        self.write_lines()?;
         self.sync()?;
         // The log goes elsewhere: what it keeps shows a trail that was cut or replaced.
         let anchor = self.output.anchor(&self.link);
@@ -352,7 +447,7 @@ impl Writer {
     }
 
     fn tell(&self, outcome: &io::Result<()>) {
-        let failed_before = self.state.failing.swap(outcome.is_err(), Ordering::AcqRel);
+        let failed_before = self.shared.failing.swap(outcome.is_err(), Ordering::AcqRel);
         match outcome {
             Err(error) if !failed_before => {
                 tracing::error!(target: "keyfold::audit", sink = self.name, %error, "records cannot be written");
@@ -365,10 +460,19 @@ impl Writer {
     }
 }
 
+impl Drop for Writer {
+    /// However the thread ends, nobody is left to wait for it.
+    fn drop(&mut self) {
+        let mut queue = self.shared.queue();
+        queue.closed = true;
+        queue.waiting.clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::{Attempt, Audit, Verifier, Who};
+    use crate::audit::{Attempt, Audit, Trail, Verifier, Who};
     use crate::clock::Timestamp;
     use crate::tenant::Verb;
 
@@ -414,7 +518,8 @@ mod tests {
         let output = Box::new(output.clone());
         let start = Start { output, link: Link::START, is_new: true, torn_bytes: 0 };
         let sink = Sink::start("test", on_full, &settings, clock.clone(), keys(), start).unwrap();
-        Audit { clock, sinks: Arc::new([sink]), strangers: Arc::default() }
+        let trail = Arc::new(Trail { keys: keys(), sinks: vec![sink] });
+        Audit { clock, trail: Some(trail), strangers: Arc::default() }
     }
 
     async fn begin<'a>(audit: &'a Audit, who: &'a crate::tenant::PrincipalId) -> Option<Attempt<'a>> {

@@ -173,18 +173,18 @@ def drive(server, path, script, secs):
 
 class Server:
     def __init__(self, command, folder):
-        self.process = subprocess.Popen(
-            [str(Path(command[0]).absolute()), *command[1:]],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for line in self.process.stdout:
-            if found := re.search(r" on (http://127\.0\.0\.1:\d+)", line):
+        # Into a file: a pipe that nobody reads is full after a while, and whoever writes to it waits.
+        log = Path(folder) / "log"
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [str(Path(command[0]).absolute()), *command[1:]], cwd=folder, stdout=output, stderr=subprocess.STDOUT
+            )
+        while self.process.poll() is None:
+            if found := re.search(r" on (http://127\.0\.0\.1:\d+).*\n", log.read_text()):
                 self.origin = found[1]
                 return
-        sys.exit(f"{command[0]} did not start")
+            time.sleep(0.001)
+        sys.exit(f"{command[0]} did not start: {log.read_text()}")
 
     def cpu_secs(self):
         # After the name, which may hold anything: fields 14 and 15 of proc(5) are user and system time.

@@ -49,17 +49,37 @@ impl Timestamp {
     }
 }
 
-/// RFC 3339 in UTC with milliseconds.
+/// RFC 3339 in UTC, to the millisecond. Written digit by digit: every record of the audit has one.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let nanos = i128::from(self.0) * 1_000_000;
-        let formatted = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
-            .ok()
-            .and_then(|at| at.format(&time::format_description::well_known::Rfc3339).ok());
-        match formatted {
-            Some(text) => f.write_str(&text),
-            None => write!(f, "{} ms after 1970", self.0),
+        let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000);
+        let Some((at, year)) = at.ok().and_then(|at| Some((at, u16::try_from(at.year()).ok()?))) else {
+            return write!(f, "{} ms after 1970", self.0);
+        };
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        write_digits(year, &mut text[..4]);
+        for (from, two) in
+            [(5, at.month().into()), (8, at.day()), (11, at.hour()), (14, at.minute()), (17, at.second())]
+        {
+            write_digits(u16::from(two), &mut text[from..from + 2]);
         }
+        write_digits(at.millisecond(), &mut text[20..23]);
+        // A fraction's last zeros say nothing.
+        let mut end = 23;
+        while text[end - 1] == b'0' && end > 20 {
+            end -= 1;
+        }
+        let end = if end == 20 { 19 } else { end };
+        text[end] = b'Z';
+        f.write_str(std::str::from_utf8(&text[..=end]).unwrap_or_default())
+    }
+}
+
+fn write_digits(mut number: u16, digits: &mut [u8]) {
+    for digit in digits.iter_mut().rev() {
+        // One digit fits.
+        *digit = b'0' + u8::try_from(number % 10).unwrap_or_default();
+        number /= 10;
     }
 }
 
@@ -155,6 +175,25 @@ mod tests {
         assert_eq!(at.to_string(), "2025-11-24T16:00:00.123Z");
         assert_eq!(Timestamp::parse_rfc3339(&at.to_string()), Some(at));
         assert_eq!(Timestamp::parse_rfc3339("tomorrow"), None);
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (951_782_400_010, "2000-02-29T00:00:00.01Z"),
+            (4_102_444_799_100, "2099-12-31T23:59:59.1Z"),
+            (253_402_300_799_999, "9999-12-31T23:59:59.999Z"),
+            (253_402_300_800_000, "253402300800000 ms after 1970"),
+        ] {
+            assert_eq!(Timestamp::from_unix_ms(ms).to_string(), text);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_timestamp_reads_as_the_time_crate_writes_it(ms in -62_135_596_800_000_i64..253_402_300_800_000) {
+            let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap();
+            let written = at.format(&time::format_description::well_known::Rfc3339).unwrap();
+            proptest::prop_assert_eq!(Timestamp::from_unix_ms(ms).to_string(), written);
+        }
     }
 
     #[tokio::test]

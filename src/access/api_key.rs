@@ -141,7 +141,7 @@ pub(super) struct ApiKeys {
     pepper: Pepper,
     rules: Arc<Rules>,
     mark: Arc<Mark>,
-    known: moka::sync::Cache<String, Arc<Known>>,
+    known: papaya::HashMap<Box<str>, Arc<Known>>,
     unknown: moka::sync::Cache<String, u64>,
 }
 
@@ -165,8 +165,7 @@ impl ApiKeys {
     ) -> Self {
         let mark = watch.mark(None);
         let unknown = moka::sync::Cache::new(UNKNOWN_IDS_MAX);
-        let known = moka::sync::Cache::new(rules.api_keys_remembered_max);
-        Self { store, watch, clock, pepper, rules, mark, known, unknown }
+        Self { store, watch, clock, pepper, rules, mark, known: papaya::HashMap::new(), unknown }
     }
 
     pub(super) fn pepper(&self) -> &Pepper {
@@ -187,7 +186,7 @@ impl ApiKeys {
     }
 
     fn remembered(&self, id: &str, book: &Arc<Book>) -> Option<Arc<Known>> {
-        let known = self.known.get(id)?;
+        let known = self.known.pin().get(id).cloned()?;
         let current = known.seen_mark == self.mark.now()
             && Arc::ptr_eq(&known.book, book)
             && self.watch.is_current(self.clock.monotonic());
@@ -202,7 +201,7 @@ impl ApiKeys {
             return Err(unknown);
         }
         let Some(record) = self.store.api_key(id).await? else {
-            self.known.invalidate(id);
+            self.known.pin().remove(id);
             self.unknown.insert(id.to_owned(), seen_mark);
             return Err(unknown);
         };
@@ -215,8 +214,21 @@ impl ApiKeys {
             seen_mark,
             book: Arc::clone(book),
         });
-        self.known.insert(id.to_owned(), Arc::clone(&known));
+        self.remember(id, &known);
         Ok(known)
+    }
+
+    /// In the place of any other where there is no room: which one is no matter, it is one look-up in the registry.
+    fn remember(&self, id: &str, known: &Arc<Known>) {
+        let all = self.known.pin();
+        if all.len() as u64 >= self.rules.api_keys_remembered_max
+            && let Some(other) = all.keys().next()
+        {
+            all.remove(other);
+        }
+        if (all.len() as u64) < self.rules.api_keys_remembered_max {
+            all.insert(id.into(), Arc::clone(known));
+        }
     }
 
     fn check(&self, known: &Known, token: &Token<'_>) -> Result<Arc<Principal>, AuthenticationError> {

@@ -117,18 +117,18 @@ impl Record<'_> {
     pub(super) fn body(&self, keys: &Keys) -> Vec<u8> {
         let mut body = Vec::with_capacity(RECORD_BYTES);
         let mut object = Object::begin(&mut body, self.event, self.time);
-        object.text("what", self.what);
-        object.text("outcome", self.outcome);
-        object.some_text("code", self.code);
+        object.word("what", self.what);
+        object.word("outcome", self.outcome);
+        object.some_word("code", self.code);
         object.some_text("reason", head_of(self.reason, REASON_BYTES_MAX));
         object.some_text("principal", self.principal.map_or("", PrincipalId::as_str));
-        object.some_text("method", self.method);
+        object.some_word("method", self.method);
         if let Some(source) = self.source {
             object.display("source", &source);
         }
         object.some_text("request_id", self.request_id);
         let tenant = self.tenant.map_or("", TenantId::as_str);
-        object.some_text("tenant", tenant);
+        object.some_word("tenant", tenant);
         if let Some(id) = self.change_id {
             object.display("change_id", &format_args!("{id:016x}"));
         }
@@ -154,7 +154,7 @@ impl Record<'_> {
 
 impl Details {
     fn write(&self, tenant: &str, keys: &Keys, object: &mut Object<'_>) {
-        object.some_text("key", self.key.as_ref().map_or("", KeyName::as_str));
+        object.some_word("key", self.key.as_ref().map_or("", KeyName::as_str));
         if let Some(dek) = self.dek {
             object.display("dek", &dek);
         }
@@ -241,7 +241,7 @@ impl<'a> Object<'a> {
     pub(super) fn begin(line: &'a mut Vec<u8>, event: &str, time: Timestamp) -> Self {
         let mut object = Self(line);
         object.display("time", &time);
-        object.text("event", event);
+        object.word("event", event);
         object
     }
 
@@ -250,7 +250,24 @@ impl<'a> Object<'a> {
         let _ = serde_json::to_writer(&mut *self.0, text);
     }
 
-    /// Text in which JSON has nothing to escape.
+    /// Text in which JSON has nothing to escape: words of this service's own, and names that are slugs.
+    fn word(&mut self, name: &str, word: &str) {
+        debug_assert!(
+            word.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\')
+        );
+        self.name(name);
+        self.0.push(b'"');
+        self.0.extend_from_slice(word.as_bytes());
+        self.0.push(b'"');
+    }
+
+    fn some_word(&mut self, name: &str, word: &str) {
+        if !word.is_empty() {
+            self.word(name, word);
+        }
+    }
+
+    /// The same, of what can be shown.
     fn display(&mut self, name: &str, text: &impl Display) {
         self.name(name);
         let _ = write!(self.0, "\"{text}\"");

@@ -2,8 +2,8 @@
 //!
 //! Outermost first:
 //! ```text
-//! edge (request id, problem -> body, log) > catch panic
-//!   > per route: gate (in-flight limit and load shed > deadline > body limit > authenticate) > circumstances
+//! edge (request id, panic -> problem, problem -> body, log)
+//!   > per route: gate (in-flight limit and load shed > deadline > body limit > authenticate > circumstances)
 //!     > quota > handler (permit, parse, operation)
 //! ```
 //! A route cannot be declared without its limits and its guard: `Route` has no defaults.
@@ -26,10 +26,10 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use axum::handler::Handler as _;
 use axum::middleware::from_fn_with_state;
-use axum::response::IntoResponse;
+use axum::routing::{MethodRouter, post};
 use tokio_util::task::TaskTracker;
-use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
@@ -40,9 +40,8 @@ use bulk::memory::BatchMemory;
 use bulk::threads::BulkThreads;
 use handlers::{api_keys, decrypt, deks, encrypt, grants, health, jobs, keys, rewrap, shreds, tenants};
 use middleware::admission::Admission;
-use middleware::context::{Established, circumstances};
-use middleware::edge::{Outermost, edge};
-use middleware::gate::{Gate, gate};
+use middleware::edge::{EdgeLayer, Outermost};
+use middleware::gate::{Gate, GateLayer};
 use middleware::quota::{Quotas, quota};
 use problem::{Code, Problem};
 use transfer::Transfers;
@@ -147,6 +146,8 @@ enum Guard {
 /// A route and all that must be said of it.
 struct Route {
     methods: UtoipaMethodRouter<Arc<HttpState>>,
+    /// The same with the layers put around the handler itself: what is called most is spared the boxes of a service.
+    layered: Option<fn(EdgeLayer, GateLayer) -> MethodRouter<Arc<HttpState>>>,
     guard: Guard,
     /// Whether it belongs to the data plane: then it has quotas, and shares the room of the others there.
     data: bool,
@@ -222,6 +223,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     let time_max = Duration::from_secs(options.request_secs_max);
     let open = |methods| Route {
         methods,
+        layered: None,
         guard: Guard::Open,
         data: false,
         context: ContextRules::default(),
@@ -232,6 +234,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     };
     let data = |methods, problems| Route {
         methods,
+        layered: None,
         guard: Guard::Credential,
         data: true,
         context: options.context.clone(),
@@ -242,6 +245,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     };
     let batch = |methods, problems| Route {
         methods,
+        layered: None,
         guard: Guard::Credential,
         data: true,
         context: options.context.clone(),
@@ -252,6 +256,7 @@ fn route_table(options: &Options) -> Vec<Route> {
     };
     let admin = |methods, problems| Route {
         methods,
+        layered: None,
         guard: Guard::Credential,
         data: false,
         context: ContextRules::default(),
@@ -261,9 +266,18 @@ fn route_table(options: &Options) -> Vec<Route> {
         problems,
     };
     vec![
-        data(routes!(encrypt::encrypt), DATA),
-        data(routes!(decrypt::decrypt), OPENING),
-        data(routes!(rewrap::rewrap), OPENING),
+        Route {
+            layered: Some(|edge, gate| post(encrypt::encrypt.layer((edge, gate)))),
+            ..data(routes!(encrypt::encrypt), DATA)
+        },
+        Route {
+            layered: Some(|edge, gate| post(decrypt::decrypt.layer((edge, gate)))),
+            ..data(routes!(decrypt::decrypt), OPENING)
+        },
+        Route {
+            layered: Some(|edge, gate| post(rewrap::rewrap.layer((edge, gate)))),
+            ..data(routes!(rewrap::rewrap), OPENING)
+        },
         batch(routes!(bulk::batch::encrypt_batch), DATA),
         batch(routes!(bulk::batch::decrypt_batch), OPENING),
         batch(routes!(bulk::batch::rewrap_batch), OPENING),
@@ -312,7 +326,10 @@ pub fn router(
     tracker: TaskTracker,
 ) -> Edge {
     let full = Code::Overloaded.example();
+    let ids_are_read = options.recorded || !options.context.is_empty();
+    let edge = EdgeLayer::new(Outermost::new(Arc::clone(&options.proxies), ids_are_read));
     let gates = Gates {
+        edge: edge.clone(),
         access: Arc::clone(access),
         data: Arc::new(Admission::new(options.in_flight_max, options.fair_from_percent, full)),
         admin: Arc::new(Admission::new(options.admin_in_flight_max, 100, full)),
@@ -327,26 +344,24 @@ pub fn router(
     openapi::add_forms(&mut document);
     let transfers = Transfers::new(options.transfer.clone(), options.fair_from_percent, tracker);
     let open_transfers = transfers.gauge();
-    let proxies = Arc::clone(&options.proxies);
     let (options, default_key) = (options.clone(), KeyName::default());
     let (bulk, batch_memory) = (BulkThreads::new(), BatchMemory::new(options.batch_memory_bytes_max));
     let state = HttpState { operations, probe, options, default_key, transfers, bulk, batch_memory };
+    // Each route has the edge with its gate, in one layer: every further one costs every request two boxes.
     let router = router
-        .merge(openapi::pages(&document))
-        .fallback(|| async { Problem::new(Code::NotFound, "there is nothing at this path") })
-        .method_not_allowed_fallback(|| async {
-            Problem::new(Code::MethodNotAllowed, Code::MethodNotAllowed.example())
-        })
-        .with_state(Arc::new(state))
-        // As one layer, for the same reason as in `gate`.
-        .layer((
-            from_fn_with_state(Arc::new(Outermost::new(proxies)), edge),
-            CatchPanicLayer::custom(|_| {
-                // What the panic said may hold anything: the panic hook has logged where it was.
-                Problem::internal(Code::InternalError, "a handler panicked").into_response()
-            }),
-        ));
+        .merge(openapi::pages(&document).layer(edge.clone()))
+        .fallback(nothing_here.layer(edge.clone()))
+        .method_not_allowed_fallback(not_that_method.layer(edge))
+        .with_state(Arc::new(state));
     Edge { router, open_transfers }
+}
+
+async fn nothing_here() -> Problem {
+    Problem::new(Code::NotFound, "there is nothing at this path")
+}
+
+async fn not_that_method() -> Problem {
+    Problem::new(Code::MethodNotAllowed, Code::MethodNotAllowed.example())
 }
 
 /// The service as a router, and what can be told of it from outside.
@@ -359,6 +374,7 @@ pub struct Edge {
 
 /// What stands before the handlers.
 struct Gates {
+    edge: EdgeLayer,
     access: Arc<Access>,
     data: Arc<Admission>,
     admin: Arc<Admission>,
@@ -376,22 +392,24 @@ fn guarded(route: Route, gates: &Gates) -> UtoipaMethodRouter<Arc<HttpState>> {
     );
     let guarded = route.guard == Guard::Credential;
     // Not there where nobody wants it: an unused feature costs nothing.
-    if let Some(quotas) = gates.quotas.as_ref().filter(|_| route.data) {
+    let quotas = gates.quotas.as_ref().filter(|_| route.data);
+    if let Some(quotas) = quotas {
         methods = methods.layer(from_fn_with_state(Arc::clone(quotas), quota));
     }
-    if guarded && (gates.recorder.is_some() || !route.context.is_empty()) {
-        let established = Established { rules: route.context, recorder: gates.recorder.clone() };
-        methods = methods.layer(from_fn_with_state(established, circumstances));
-    }
-    let state = Gate {
+    let gate = Gate {
         admission: guarded.then(|| Arc::clone(if route.data { &gates.data } else { &gates.admin })),
         time_max: route.time_max,
         streams: route.streams,
         body_bytes_max: route.body_bytes_max,
         access: guarded.then(|| Arc::clone(&gates.access)),
+        rules: route.context,
         recorder: gates.recorder.clone(),
     };
-    methods = methods.layer(from_fn_with_state(Arc::new(state), gate));
+    let (edge, gate) = (gates.edge.clone(), GateLayer(Arc::new(gate)));
+    methods = match route.layered.filter(|_| quotas.is_none()) {
+        Some(layered) => layered(edge, gate),
+        None => methods.layer((edge, gate)),
+    };
     (schemas, paths, methods)
 }
 

@@ -1,9 +1,8 @@
 //! Open one envelope.
 
 use envelope::{DataKeyId, EncryptionContext, Head, inspect, open_in_place};
-use zeroize::Zeroizing;
 
-use super::{OperationError, Operations, conclude, message_context};
+use super::{OperationError, Operations, Wiped, conclude, message_context};
 use crate::access::{Decrypt, Permit};
 use crate::audit::Details;
 use crate::pool::Opening;
@@ -19,7 +18,7 @@ pub struct Decryption {
 
 /// An opened envelope.
 pub struct Decrypted {
-    buffer: Zeroizing<Vec<u8>>,
+    buffer: Wiped,
     plaintext_bytes: usize,
     body_offset: usize,
     /// The key under which it was sealed.
@@ -33,7 +32,7 @@ pub struct Decrypted {
 impl Decrypted {
     /// The message.
     pub fn plaintext(&self) -> &[u8] {
-        &self.buffer[self.body_offset..self.body_offset + self.plaintext_bytes]
+        &self.buffer.0[self.body_offset..self.body_offset + self.plaintext_bytes]
     }
 }
 
@@ -74,10 +73,10 @@ pub(super) fn open_with(
     let key = opening.scope.key.clone();
     let context = message_context(request.context, permit, &key, details)?;
     let rewrap_advised = opening.outdated(head);
-    let mut buffer = Zeroizing::new(request.envelope);
-    let opened = open_in_place(&opening.key, &context, &mut buffer).map(|plaintext| plaintext.len());
+    let mut buffer = Wiped(request.envelope);
+    let opened = open_in_place(&opening.key, &context, &mut buffer.0).map(|plaintext| plaintext.len());
     details.with_context(context);
-    details.with_bytes(buffer.len(), *opened.as_ref().unwrap_or(&0));
+    details.with_bytes(buffer.0.len(), *opened.as_ref().unwrap_or(&0));
     let plaintext_bytes = opened?;
     let (body_offset, dek_id) = (head.body_offset(), head.dek_id());
     Ok(Decrypted { buffer, plaintext_bytes, body_offset, key, dek_id, rewrap_advised })

@@ -16,6 +16,7 @@ mod stream;
 use std::sync::Arc;
 
 use envelope::{ContextError, EncryptionContext, FormatError, OpenError, Salt, SealError};
+use zeroize::Zeroize as _;
 
 use crate::access::{Access, Forbidden, Permit, PermitVerb, ServiceContext};
 use crate::audit::{Attempt, Audit, Details, Stranger, Unrecorded, Who};
@@ -294,6 +295,15 @@ fn message_context<V: PermitVerb>(
             details.with_context(context);
             Err(forbidden.into())
         }
+    }
+}
+
+/// Bytes that are wiped when they are dropped. As a slice, which is done at once: a `Vec` wipes itself byte by byte.
+struct Wiped(Vec<u8>);
+
+impl Drop for Wiped {
+    fn drop(&mut self) {
+        self.0.as_mut_slice().zeroize();
     }
 }
 

@@ -4,9 +4,8 @@ use envelope::{
     DataKeyId, EncryptionContext, Head, Salt, head_bytes, inspect, matches_commitment, open_in_place,
     replace_head, seal_in_place, sealed_bytes, with_wrapped_keys,
 };
-use zeroize::Zeroizing;
 
-use super::{OperationError, Operations, conclude, message_context, new_salt};
+use super::{OperationError, Operations, Wiped, conclude, message_context, new_salt};
 use crate::access::{Forbidden, Permit, Rewrap};
 use crate::audit::Details;
 use crate::pool::{Opening, Sealing};
@@ -159,7 +158,7 @@ pub(super) enum Renewed {
 
 /// A message on its way from one data key to another.
 pub(super) struct Opened {
-    envelope: Zeroizing<Vec<u8>>,
+    envelope: Wiped,
     plaintext: std::ops::Range<usize>,
     context: EncryptionContext,
     weight: Option<EnvelopeWeight>,
@@ -168,7 +167,7 @@ pub(super) struct Opened {
 
 impl Opened {
     pub(super) fn plaintext(&self) -> &[u8] {
-        &self.envelope[self.plaintext.clone()]
+        &self.envelope.0[self.plaintext.clone()]
     }
 
     pub(super) fn seal(self, sealing: &Sealing, salt: Salt) -> Result<Rewrapped, OperationError> {
@@ -207,8 +206,8 @@ pub(super) fn renew_in_place(
     if blind || opening.active {
         return replace_section(envelope, head, opening, weight).map(Renewed::Whole);
     }
-    let mut envelope = Zeroizing::new(envelope);
-    let bytes = open_in_place(&opening.key, &context, &mut envelope)?.len();
+    let mut envelope = Wiped(envelope);
+    let bytes = open_in_place(&opening.key, &context, &mut envelope.0)?.len();
     let plaintext = head.body_offset()..head.body_offset() + bytes;
     Ok(Renewed::Opened(Opened { envelope, plaintext, context, weight, from_dek_id: head.dek_id() }))
 }

@@ -1,7 +1,7 @@
 //! Which data keys are in memory: bounded in all and for each tenant, and wiped on the way out.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use envelope::DataKeyId;
@@ -18,35 +18,72 @@ const DEPARTED_MAX: usize = 100_000;
 
 /// The data keys in memory.
 pub(super) struct Cache {
+    /// Decides who stays.
     live: moka::sync::Cache<Slot, Arc<LiveDek>>,
     per_tenant_max: usize,
-    register: Arc<Mutex<Register>>,
+    members: Arc<Members>,
 }
 
 /// Who is in, and who has left with counts that are not in the registry yet.
+#[derive(Default)]
+struct Members {
+    /// The same as in the cache, for the requests: they find their data key without the cache's bookkeeping.
+    index: papaya::HashMap<Slot, Arc<LiveDek>>,
+    register: Mutex<Register>,
+}
+
 #[derive(Default)]
 struct Register {
     tenants: HashMap<TenantId, Vec<Arc<LiveDek>>>,
     departed: Vec<Arc<LiveDek>>,
 }
 
+impl Members {
+    fn register(&self) -> MutexGuard<'_, Register> {
+        self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wipes a data key, takes it off its tenant's list, and remembers it until its counts are flushed.
+    fn forget(&self, live: &Arc<LiveDek>) {
+        live.wipe();
+        let slot = (live.scope.tenant.clone(), live.id);
+        let _ = self.index.pin().remove_if(&slot, |_, there| Arc::ptr_eq(there, live));
+        let mut register = self.register();
+        let Some(own) = register.tenants.get_mut(&live.scope.tenant) else { return };
+        let before = own.len();
+        own.retain(|other| !Arc::ptr_eq(other, live));
+        let was_in = own.len() < before;
+        if own.is_empty() {
+            register.tenants.remove(&live.scope.tenant);
+        }
+        if was_in && register.departed.len() < DEPARTED_MAX {
+            register.departed.push(Arc::clone(live));
+        }
+    }
+}
+
 impl Cache {
     /// Room for `total_max` data keys, `per_tenant_max` of one tenant.
     pub(super) fn new(total_max: u64, per_tenant_max: usize) -> Self {
-        let register: Arc<Mutex<Register>> = Arc::default();
-        let leaving = Arc::clone(&register);
+        let members: Arc<Members> = Arc::default();
+        let leaving = Arc::clone(&members);
         let live = moka::sync::Cache::builder()
             .max_capacity(total_max)
             // The default policy may turn a new entry away, and a data key that was just made must not be.
             .eviction_policy(EvictionPolicy::lru())
-            .eviction_listener(move |_, live: Arc<LiveDek>, _| forget(&leaving, &live))
+            .eviction_listener(move |_, live: Arc<LiveDek>, _| leaving.forget(&live))
             .build();
-        Self { live, per_tenant_max, register }
+        Self { live, per_tenant_max, members }
     }
 
-    /// A tenant's data key, if it is in memory. Tells the cache that it is in use.
+    /// A tenant's data key, if it is in memory.
     pub(super) fn find(&self, tenant: &TenantId, id: DataKeyId) -> Option<Arc<LiveDek>> {
-        self.live.get(&(tenant.clone(), id))
+        self.members.index.pin().get(&(tenant.clone(), id)).cloned()
+    }
+
+    /// This data key is in use: of those that are, none has to go for others.
+    pub(super) fn touch(&self, live: &LiveDek) {
+        self.live.get(&(live.scope.tenant.clone(), live.id));
     }
 
     /// Whether this very data key is in memory.
@@ -77,15 +114,17 @@ impl Cache {
         if let Some(least_used) = crowded_out {
             self.drop_one(&least_used);
         }
+        let slot = (tenant, live.id);
+        self.members.index.pin().insert(slot.clone(), Arc::clone(&live));
         // To put one in its own place would wipe it, as one that was replaced.
-        if !self.find(&tenant, live.id).is_some_and(|there| Arc::ptr_eq(&there, &live)) {
-            self.live.insert((tenant, live.id), live);
+        if !self.live.get(&slot).is_some_and(|there| Arc::ptr_eq(&there, &live)) {
+            self.live.insert(slot, live);
         }
     }
 
     /// Lets a data key go at once.
     pub(super) fn drop_one(&self, live: &Arc<LiveDek>) {
-        forget(&self.register, live);
+        self.members.forget(live);
         self.live.invalidate(&(live.scope.tenant.clone(), live.id));
     }
 
@@ -124,8 +163,8 @@ impl Cache {
         }
     }
 
-    fn register(&self) -> std::sync::MutexGuard<'_, Register> {
-        self.register.lock().unwrap_or_else(PoisonError::into_inner)
+    fn register(&self) -> MutexGuard<'_, Register> {
+        self.members.register()
     }
 
     /// How many data keys are in memory with their plaintext.
@@ -145,21 +184,5 @@ impl Cache {
                 self.drop_one(&live);
             }
         }
-    }
-}
-
-/// Wipes a data key, takes it off its tenant's list, and remembers it until its counts are flushed.
-fn forget(register: &Mutex<Register>, live: &Arc<LiveDek>) {
-    live.wipe();
-    let mut register = register.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(own) = register.tenants.get_mut(&live.scope.tenant) else { return };
-    let before = own.len();
-    own.retain(|other| !Arc::ptr_eq(other, live));
-    let was_in = own.len() < before;
-    if own.is_empty() {
-        register.tenants.remove(&live.scope.tenant);
-    }
-    if was_in && register.departed.len() < DEPARTED_MAX {
-        register.departed.push(Arc::clone(live));
     }
 }

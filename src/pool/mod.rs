@@ -411,6 +411,7 @@ impl DekPool {
             return None;
         }
         let (key, facts) = live.usable(now)?;
+        self.touch(&live, now);
         let opening = opening(&live, key, &facts, now);
         Some(opening.map(|opening| (live, opening)))
     }
@@ -419,7 +420,7 @@ impl DekPool {
         let now_ms = as_ms(now);
         if now_ms.saturating_sub(live.touched_ms.load(Ordering::Relaxed)) > TOUCH_MS {
             live.touched_ms.store(now_ms, Ordering::Relaxed);
-            self.fetch.cache.find(&live.scope.tenant, live.id);
+            self.fetch.cache.touch(live);
         }
     }
 

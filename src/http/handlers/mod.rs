@@ -20,26 +20,22 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use bytes::Buf;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
+use http_body::Body as _;
+use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 
 use super::bulk::refuse_raw_headers;
 use super::json::ObjectOnly;
-use super::middleware::admission::Place;
 use super::middleware::authenticate::Caller;
-use super::middleware::context::ContextRules;
+use super::middleware::gate::Passed;
 use super::middleware::quota::Tab;
 use super::problem::{Code, Problem};
 use crate::access::{AdminOf, Operate, Permit, PermitVerb};
 use crate::operations::Page;
 use crate::store::{EnvelopeWeight, Status};
 use crate::tenant::{Kek, TenantId};
-
-/// The limit of this route's body, put into the request by the route table.
-#[derive(Clone, Copy)]
-pub(super) struct BodyBytesMax(pub(super) usize);
 
 /// A JSON body within its route's limit.
 pub(super) struct JsonBody(pub(super) Bytes);
@@ -61,7 +57,7 @@ pub(super) async fn json_body(request: Request) -> Result<impl Buf + Send + 'sta
         return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
     }
     refuse_raw_headers(request.headers())?;
-    let limit = request.extensions().get::<BodyBytesMax>().map_or(0, |limit| limit.0);
+    let limit = request.extensions().get::<Arc<Passed>>().map_or(0, |passed| passed.body_bytes_max);
     let too_large = || {
         Problem::new(
             Code::TooLarge,
@@ -73,9 +69,8 @@ pub(super) async fn json_body(request: Request) -> Result<impl Buf + Send + 'sta
     if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
         return Err(too_large());
     }
-    match Limited::new(request.into_body(), limit).collect().await {
+    match pieces(Limited::new(request.into_body(), limit)).await {
         Ok(body) => {
-            let body = body.aggregate();
             if let Some(tab) = tab {
                 tab.more_bytes(body.remaining() as u64)?;
             }
@@ -84,6 +79,18 @@ pub(super) async fn json_body(request: Request) -> Result<impl Buf + Send + 'sta
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(_) => Err(Problem::new(Code::MalformedRequest, "the body ended before it was complete")),
     }
+}
+
+/// The pieces of a body. Most bodies are one, and need no list.
+async fn pieces(mut body: Limited<Body>) -> Result<impl Buf + Send + 'static, axum::BoxError> {
+    let mut first = Bytes::new();
+    while first.is_empty()
+        && let Some(frame) = body.frame().await.transpose()?
+    {
+        first = frame.into_data().unwrap_or_default();
+    }
+    let rest = if body.is_end_stream() { Collected::default() } else { body.collect().await? };
+    Ok(first.chain(rest.aggregate()))
 }
 
 /// How long a body is, where its head says so.
@@ -108,36 +115,41 @@ impl<V: PermitVerb, S: Send + Sync> FromRequestParts<S> for Permitted<V> {
         if named.next().is_some() {
             return Err(Problem::new(Code::MalformedRequest, "send one Keyfold-Tenant header"));
         }
-        let caller = caller(parts)?;
+        let passed = passed(&parts.extensions)?;
+        let caller = passed.caller()?;
         let permit: Permit<V> = caller.0.permit(tenant)?;
-        if let Some(place) = parts.extensions.get::<Arc<Place>>() {
+        if let Some(place) = &passed.place {
             place.belongs_to(permit.tenant())?;
         }
         if let Some(tab) = parts.extensions.get::<Tab>() {
             tab.open(permit.tenant(), permit.principal(), announced(&parts.headers))?;
         }
         let Some(circumstances) = &caller.1 else { return Ok(Self(permit)) };
-        let circumstances = match parts.extensions.get::<ContextRules>() {
-            Some(rules) => rules.for_tenant(circumstances, permit.tenant())?.map(Arc::new),
-            None => None,
-        }
-        .unwrap_or_else(|| Arc::clone(circumstances));
-        Ok(Self(permit.under(Some(circumstances))))
+        let of_tenant = passed.rules.for_tenant(circumstances, permit.tenant())?.map(Arc::new);
+        Ok(Self(permit.under(Some(of_tenant.unwrap_or_else(|| Arc::clone(circumstances))))))
     }
 }
 
-/// Who calls. Every route with a guard has one.
-fn caller(parts: &Parts) -> Result<&Caller, Problem> {
-    parts.extensions.get::<Caller>().ok_or_else(|| {
-        Problem::internal(Code::InternalError, "a route without authentication asks who calls")
-    })
+/// What the gate has found out. Every route has one.
+fn passed(extensions: &Extensions) -> Result<&Passed, Problem> {
+    let passed = extensions.get::<Arc<Passed>>().map(|passed| &**passed);
+    passed.ok_or_else(|| Problem::internal(Code::InternalError, "a route without a gate"))
+}
+
+impl Passed {
+    /// Who calls. Every route with a guard has one.
+    fn caller(&self) -> Result<&Caller, Problem> {
+        self.caller.as_ref().ok_or_else(|| {
+            Problem::internal(Code::InternalError, "a route without authentication asks who calls")
+        })
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
-        caller(parts).cloned()
+        passed(&parts.extensions)?.caller().cloned()
     }
 }
 

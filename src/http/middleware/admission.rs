@@ -92,7 +92,7 @@ const SLOTS: usize = 4_096;
 /// million pairs, and in other pairs with every start.
 struct Shares {
     rows: [Box<[AtomicUsize]>; 2],
-    hashers: [RandomState; 2],
+    hasher: RandomState,
     /// How many tenants hold any: the slots of the first row that are not empty.
     tenants: AtomicUsize,
 }
@@ -100,18 +100,13 @@ struct Shares {
 impl Shares {
     fn new() -> Self {
         let row = || (0..SLOTS).map(|_| AtomicUsize::new(0)).collect();
-        Self {
-            rows: [row(), row()],
-            hashers: [RandomState::new(), RandomState::new()],
-            tenants: AtomicUsize::new(0),
-        }
+        Self { rows: [row(), row()], hasher: RandomState::new(), tenants: AtomicUsize::new(0) }
     }
 
     fn slots(&self, tenant: &TenantId) -> Slots {
+        let hash = self.hasher.hash_one(tenant);
         // The remainder fits.
-        self.hashers
-            .each_ref()
-            .map(|hasher| usize::try_from(hasher.hash_one(tenant) % SLOTS as u64).unwrap_or(0))
+        [hash, hash >> 32].map(|part| usize::try_from(part % SLOTS as u64).unwrap_or(0))
     }
 
     /// How many the tenant holds with this one.

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::Request;
 use axum_server::tls::TlsInfo;
-use http::{HeaderMap, header};
+use http::{Extensions, HeaderMap, header};
 
 use crate::access::{Access, AuthenticationError, Circumstances, Presented, Principal};
 use crate::http::problem::Problem;
@@ -16,14 +15,16 @@ pub(in crate::http) struct Caller(
     pub(in crate::http) Option<Arc<Circumstances>>,
 );
 
-/// Puts the [`Caller`] into the request.
-pub(in crate::http) async fn authenticate(access: &Access, request: &mut Request) -> Result<(), Problem> {
-    let bearer = bearer(request.headers())?;
-    let connection = request.extensions().get::<Arc<TlsInfo>>();
+/// Finds out who sends the request with these.
+pub(super) async fn authenticate(
+    access: &Access,
+    headers: &HeaderMap,
+    extensions: &Extensions,
+) -> Result<Arc<Principal>, Problem> {
+    let bearer = bearer(headers)?;
+    let connection = extensions.get::<Arc<TlsInfo>>();
     let certificates = connection.map_or(&[][..], |connection| &connection.peer_certificates);
-    let principal = access.authenticate(Presented { bearer, certificates }).await?;
-    request.extensions_mut().insert(Caller(principal, None));
-    Ok(())
+    Ok(access.authenticate(Presented { bearer, certificates }).await?)
 }
 
 /// The bearer token, where there is one. Two `Authorization` headers are refused: which of them counts is what an

@@ -1,25 +1,21 @@
 //! Request metadata into the encryption context: what the configuration takes from the credential, from headers, the
 //! route and the tenant is worked out here, once for each call, between authentication and the handler.
 //!
-//! The result is a [`Circumstances`] among the request's extensions; it goes with the permit into the operation. A
-//! name has one source, so that nothing a client sends can stand in for what a credential says.
+//! The result is a [`Circumstances`], which goes with the caller and then with the permit into the operation. A name has
+//! one source, so that nothing a client sends can stand in for what a credential says.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::extract::Request;
 use http::{Extensions, HeaderMap, HeaderName};
 use serde::Deserialize;
 
-use super::authenticate::Caller;
-use super::edge::{request_id, route};
+use super::edge::request_id;
 use crate::access::{Circumstances, Principal, ServiceContext};
 use crate::http::problem::{Code, Problem};
 use crate::http::source::Source;
-use crate::operations::Operations;
 use crate::tenant::TenantId;
 
 /// What the route's context value is: every data-plane route of this version of the interface has the same, or what
@@ -294,46 +290,16 @@ fn one_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'
         .map_err(|_| Problem::new(Code::MalformedRequest, format!("the {name} header is not UTF-8 text")))
 }
 
-/// What the layer needs.
-#[derive(Clone)]
-pub(in crate::http) struct Established {
-    pub(in crate::http) rules: ContextRules,
-    /// Who records what is refused before any verb takes it over, where that is wanted.
-    pub(in crate::http) recorder: Option<Arc<Operations>>,
-}
-
-/// Works out the circumstances of a call, for the permit, and has it recorded where it comes to nothing.
-pub(in crate::http) async fn circumstances(
-    State(established): State<Established>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let Established { rules, recorder } = established;
-    let Some(Caller(principal, _)) = request.extensions().get::<Caller>().cloned() else {
-        return Problem::internal(Code::InternalError, "circumstances are asked for before authentication")
-            .into_response();
-    };
-    let id = request_id(request.headers());
-    let found = Circumstances::new(id, source(request.extensions()), ServiceContext::default());
-    let resolved = rules.resolve(&principal, request.headers());
-    let route = recorder.is_some().then(|| route(&request));
-    let (circumstances, response) = match resolved {
-        Ok(context) => {
-            let circumstances = Arc::new(found.with_context(context));
-            let caller = Caller(Arc::clone(&principal), Some(Arc::clone(&circumstances)));
-            request.extensions_mut().insert(caller);
-            request.extensions_mut().insert(rules);
-            (circumstances, next.run(request).await)
-        }
-        Err(problem) => (Arc::new(found), problem.into_response()),
-    };
-    let (Some(recorder), Some(route)) = (recorder, route) else { return response };
-    let problem = response.extensions().get::<Problem>();
-    let Some(problem) = problem.filter(|_| !circumstances.is_taken_over()) else { return response };
-    let who = circumstances.who(&principal);
-    match recorder.record_refusal(&route, who, problem.code.name()).await {
-        Ok(()) => response,
-        Err(error) => Problem::from(error).into_response(),
+/// The circumstances of a call, for its permit and its record, and whether the configuration allows it.
+pub(super) fn circumstances(
+    rules: &ContextRules,
+    principal: &Principal,
+    request: &Request,
+) -> (Arc<Circumstances>, Result<(), Problem>) {
+    let (id, source) = (request_id(request.headers()), source(request.extensions()));
+    match rules.resolve(principal, request.headers()) {
+        Ok(context) => (Arc::new(Circumstances::new(id, source, context)), Ok(())),
+        Err(problem) => (Arc::new(Circumstances::new(id, source, ServiceContext::default())), Err(problem)),
     }
 }
 

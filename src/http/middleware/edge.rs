@@ -1,12 +1,22 @@
-//! The outermost layer: gives the request its id, turns a problem into its body, and logs what went wrong, once.
+//! The outermost layer: gives the request its id, makes a panic a problem, turns a problem into its body, and logs what
+//! went wrong, once.
+//!
+//! A service with a future of its own: a function as a layer boxes what is below it and its future for every request,
+//! and so does tower-http's CatchPanic with every body.
 
+use std::convert::Infallible;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
-use axum::extract::{MatchedPath, Request, State};
-use axum::middleware::Next;
-use axum::response::Response;
+use axum::extract::{MatchedPath, Request};
+use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
 
 use crate::http::problem::{Code, Problem};
 use crate::http::source::Proxies;
@@ -19,44 +29,76 @@ const REQUEST_ID_BYTES_MAX: usize = 64;
 pub(in crate::http) struct Outermost {
     ids: RequestIds,
     proxies: Arc<Proxies>,
+    /// Whether inner layers read the ids.
+    ids_are_read: bool,
 }
 
 impl Outermost {
-    pub(in crate::http) fn new(proxies: Arc<Proxies>) -> Self {
-        Self { ids: RequestIds::new(), proxies }
+    pub(in crate::http) fn new(proxies: Arc<Proxies>, ids_are_read: bool) -> Self {
+        Self { ids: RequestIds::new(), proxies, ids_are_read }
     }
 }
 
 /// Names requests: a random part for the process, and a number.
 struct RequestIds {
-    process: u64,
+    process: [u8; PROCESS_DIGITS],
     next: AtomicU64,
 }
 
+const PROCESS_DIGITS: usize = 16;
+
 impl RequestIds {
     fn new() -> Self {
+        let mut process = [0; PROCESS_DIGITS];
         // Without randomness requests are still told apart within the process.
-        let process = getrandom::u64().unwrap_or_default();
+        write_hex(getrandom::u64().unwrap_or_default(), &mut process);
         Self { process, next: AtomicU64::new(1) }
     }
 
+    /// Written digit by digit: every request has one.
     fn next(&self) -> HeaderValue {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{:016x}-{number:x}", self.process);
-        HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+        let digits = ((u64::BITS - number.leading_zeros()).div_ceil(4)).max(1) as usize;
+        let mut id = [b'-'; PROCESS_DIGITS + 1 + 16];
+        id[..PROCESS_DIGITS].copy_from_slice(&self.process);
+        let end = PROCESS_DIGITS + 1 + digits;
+        write_hex(number, &mut id[PROCESS_DIGITS + 1..end]);
+        HeaderValue::from_bytes(&id[..end]).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
     }
 }
 
-/// The id of a request, as this layer has put it there.
+/// The last digits of a number, as many as there is room for.
+fn write_hex(mut number: u64, digits: &mut [u8]) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(number & 15) as usize];
+        number >>= 4;
+    }
+}
+
+/// The id of a request, as this layer has put it there where ids are read.
 pub(in crate::http) fn request_id(headers: &HeaderMap) -> &str {
     headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
 }
 
 /// What is called, as `POST /v1/encrypt`: the route's template. A path itself comes from outside and may hold
 /// anything, such as a token that was pasted where its id belongs: it is recorded nowhere.
-pub(in crate::http) fn route(request: &Request) -> String {
-    let template = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
-    format!("{} {template}", request.method())
+#[derive(Clone)]
+pub(in crate::http) struct Called {
+    method: Method,
+    route: Option<MatchedPath>,
+}
+
+impl Called {
+    pub(in crate::http) fn of(request: &Request) -> Self {
+        Self { method: request.method().clone(), route: request.extensions().get().cloned() }
+    }
+}
+
+impl fmt::Display for Called {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
+        write!(f, "{} {route}", self.method)
+    }
 }
 
 /// A client's own id is taken over where it is short and harmless in a log.
@@ -66,25 +108,102 @@ fn acceptable(id: &HeaderValue) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:+/=".contains(byte))
 }
 
-pub(in crate::http) async fn edge(
-    State(outermost): State<Arc<Outermost>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
-    let id = theirs.unwrap_or_else(|| outermost.ids.next());
-    let seen = Seen { method: request.method().clone(), route: request.extensions().get().cloned() };
-    // Inner layers read it where it came from: the one that counts, and no other.
-    request.headers_mut().insert(REQUEST_ID, id.clone());
-    if outermost.proxies.told_by.is_some() {
-        let (mut parts, body) = request.into_parts();
-        outermost.proxies.read_forwarded(&parts.headers, &mut parts.extensions);
-        request = Request::from_parts(parts, body);
+/// Puts [`Edge`] around a service.
+#[derive(Clone)]
+pub(in crate::http) struct EdgeLayer(Arc<Outermost>);
+
+impl EdgeLayer {
+    pub(in crate::http) fn new(outermost: Outermost) -> Self {
+        Self(Arc::new(outermost))
     }
-    let mut response = next.run(request).await;
+}
+
+impl<S> Layer<S> for EdgeLayer {
+    type Service = Edge<S>;
+
+    fn layer(&self, inner: S) -> Edge<S> {
+        Edge { inner, outermost: Arc::clone(&self.0) }
+    }
+}
+
+#[derive(Clone)]
+pub(in crate::http) struct Edge<S> {
+    inner: S,
+    outermost: Arc<Outermost>,
+}
+
+impl<S> Service<Request> for Edge<S>
+where
+    S: Service<Request, Error = Infallible, Response: IntoResponse>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = EdgeFuture<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let Outermost { ids, proxies, ids_are_read } = &*self.outermost;
+        let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
+        let id = theirs.unwrap_or_else(|| ids.next());
+        if *ids_are_read {
+            // Inner layers read it where it came from: the one that counts, and no other.
+            request.headers_mut().insert(REQUEST_ID, id.clone());
+        }
+        if proxies.told_by.is_some() {
+            let (mut parts, body) = request.into_parts();
+            proxies.read_forwarded(&parts.headers, &mut parts.extensions);
+            request = Request::from_parts(parts, body);
+        }
+        let called = Called::of(&request);
+        let inner = catch_unwind(AssertUnwindSafe(|| self.inner.call(request))).ok();
+        EdgeFuture { inner, id: Some(id), called }
+    }
+}
+
+pin_project! {
+    /// The answer of what is inside, made presentable.
+    pub(in crate::http) struct EdgeFuture<F> {
+        // None where its making has panicked.
+        #[pin]
+        inner: Option<F>,
+        id: Option<HeaderValue>,
+        called: Called,
+    }
+}
+
+impl<F, R> Future for EdgeFuture<F>
+where
+    F: Future<Output = Result<R, Infallible>>,
+    R: IntoResponse,
+{
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let polled = match this.inner.as_pin_mut() {
+            Some(inner) => catch_unwind(AssertUnwindSafe(|| inner.poll(context))).ok(),
+            None => None,
+        };
+        let response = match polled {
+            Some(polled) => {
+                let Ok(response) = ready!(polled);
+                response.into_response()
+            }
+            // What the panic said may hold anything: the panic hook has logged where it was.
+            None => Problem::internal(Code::InternalError, "a handler panicked").into_response(),
+        };
+        let id = this.id.take().unwrap_or_else(|| HeaderValue::from_static("unknown"));
+        Poll::Ready(Ok(presentable(response, id, this.called)))
+    }
+}
+
+fn presentable(mut response: Response, id: HeaderValue, called: &Called) -> Response {
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         let text = id.to_str().unwrap_or_default();
-        log(&problem, &seen, text);
+        log(&problem, called, text);
         let mut rendered = problem.render(text);
         // What inner layers have put there stays: `Allow` beside a 405.
         for (name, value) in response.headers() {
@@ -101,15 +220,9 @@ pub(in crate::http) async fn edge(
     response
 }
 
-struct Seen {
-    method: Method,
-    /// Its template, for the same reason as in [`route`].
-    route: Option<MatchedPath>,
-}
-
-fn log(problem: &Problem, seen: &Seen, request_id: &str) {
-    let method = &seen.method;
-    let route = seen.route.as_ref().map_or("none", MatchedPath::as_str);
+fn log(problem: &Problem, called: &Called, request_id: &str) {
+    let method = &called.method;
+    let route = called.route.as_ref().map_or("none", MatchedPath::as_str);
     let (code, reason) = (problem.code.name(), problem.internal.as_deref().unwrap_or_default());
     match problem.code {
         Code::InternalError => tracing::error!(%method, route, code, reason, request_id, "request failed"),
@@ -117,5 +230,24 @@ fn log(problem: &Problem, seen: &Seen, request_id: &str) {
             tracing::warn!(%method, route, code, reason, request_id, "request failed");
         }
         _ => tracing::debug!(%method, route, code, reason, request_id, "request refused"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_the_process_and_a_number_in_hexadecimal_digits() {
+        let ids = RequestIds { process: *b"00f1e2d3c4b5a697", next: AtomicU64::new(15) };
+        assert_eq!(ids.next(), "00f1e2d3c4b5a697-f");
+        assert_eq!(ids.next(), "00f1e2d3c4b5a697-10");
+        for number in [0, 1, 0xabc, u64::MAX] {
+            let ids = RequestIds { next: AtomicU64::new(number), ..RequestIds::new() };
+            let process = String::from_utf8(ids.process.to_vec()).unwrap();
+            assert!(acceptable(&ids.next()));
+            ids.next.store(number, Ordering::Relaxed);
+            assert_eq!(ids.next(), format!("{process}-{number:x}").as_str());
+        }
     }
 }

@@ -1,23 +1,27 @@
 //! What every request passes on its way to a handler, in this order: how many are in flight, how long it may take, how
-//! large its body may be, who sends it.
+//! large its body may be, who sends it, and under which circumstances.
 //!
-//! One layer and not four: a layer boxes what is below it, and copies the boxes for every request.
+//! One layer and not five: a layer boxes what is below it, and copies the boxes for every request.
 
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
+use tokio::time::error::Elapsed;
+use tower::{Layer, Service};
 
-use super::admission::Admission;
-use super::authenticate::authenticate;
-use super::context::source;
-use super::edge::{request_id, route};
-use crate::access::Access;
+use super::admission::{Admission, Place};
+use super::authenticate::{Caller, authenticate};
+use super::context::{ContextRules, circumstances, source};
+use super::edge::{Called, request_id};
+use crate::access::{Access, Circumstances, Principal};
 use crate::audit::Stranger;
 use crate::http::bulk::is_streamed;
-use crate::http::handlers::BodyBytesMax;
 use crate::http::problem::{Code, Problem};
 use crate::operations::Operations;
 
@@ -32,48 +36,161 @@ pub(in crate::http) struct Gate {
     pub(in crate::http) body_bytes_max: usize,
     /// Who knows the callers; none where everybody may come in.
     pub(in crate::http) access: Option<Arc<Access>>,
-    /// Who records that somebody was turned away, where that is wanted.
+    /// What of a request goes into its encryption context.
+    pub(in crate::http) rules: ContextRules,
+    /// Who records what is refused before any verb takes it over, where that is wanted.
     pub(in crate::http) recorder: Option<Arc<Operations>>,
 }
 
-pub(in crate::http) async fn gate(
-    State(gate): State<Arc<Gate>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let place = match gate.admission.as_ref().map(Admission::enter).transpose() {
-        Ok(place) => place.map(Arc::new),
-        Err(problem) => return problem.into_response(),
-    };
-    // Whose place it is shows when the permit is given.
-    if let Some(place) = &place {
-        request.extensions_mut().insert(Arc::clone(place));
-    }
-    let unhurried = gate.streams && is_streamed(request.headers());
-    let inside = enter(&gate, request, next);
-    if unhurried {
-        return inside.await;
-    }
-    match tokio::time::timeout(gate.time_max, inside).await {
-        Ok(response) => response,
-        Err(_) => Problem::new(Code::DeadlineExceeded, Code::DeadlineExceeded.example()).into_response(),
+/// What the gate has found out about a request, for what stands behind it.
+pub(in crate::http) struct Passed {
+    /// Whose place it is shows when the permit is given.
+    pub(in crate::http) place: Option<Place>,
+    pub(in crate::http) body_bytes_max: usize,
+    /// Every route with a guard has one.
+    pub(in crate::http) caller: Option<Caller>,
+    pub(in crate::http) rules: ContextRules,
+}
+
+/// Puts a gate in front of a service.
+#[derive(Clone)]
+pub(in crate::http) struct GateLayer(pub(in crate::http) Arc<Gate>);
+
+impl<S> Layer<S> for GateLayer {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { inner, gate: Arc::clone(&self.0) }
     }
 }
 
-async fn enter(gate: &Gate, mut request: Request, next: Next) -> Response {
-    request.extensions_mut().insert(BodyBytesMax(gate.body_bytes_max));
-    // Before the body is read.
-    if let Some(access) = &gate.access
-        && let Err(problem) = authenticate(access, &mut request).await
+#[derive(Clone)]
+pub(in crate::http) struct Gated<S> {
+    inner: S,
+    gate: Arc<Gate>,
+}
+
+impl<S> Service<Request> for Gated<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        // The one that was found ready is the one that is called.
+        let next = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, next);
+        let gate = Arc::clone(&self.gate);
+        Box::pin(async move { Ok(gate.let_in(request, inner).await) })
+    }
+}
+
+impl Gate {
+    async fn let_in<S>(&self, request: Request, inner: S) -> Response
+    where
+        S: Service<Request, Response = Response, Error = Infallible>,
     {
-        if let Some(recorder) = &gate.recorder {
-            let route = route(&request);
+        let place = match self.admission.as_ref().map(Admission::enter).transpose() {
+            Ok(place) => place,
+            Err(problem) => return problem.into_response(),
+        };
+        let unhurried = self.streams && is_streamed(request.headers());
+        let inside = self.find_out(place, request, inner);
+        if unhurried {
+            return inside.await;
+        }
+        match in_time(self.time_max, inside).await {
+            Ok(response) => response,
+            Err(_) => Problem::new(Code::DeadlineExceeded, Code::DeadlineExceeded.example()).into_response(),
+        }
+    }
+
+    async fn find_out<S>(&self, place: Option<Place>, mut request: Request, mut inner: S) -> Response
+    where
+        S: Service<Request, Response = Response, Error = Infallible>,
+    {
+        let (body_bytes_max, rules) = (self.body_bytes_max, self.rules.clone());
+        // Before the body is read.
+        let caller = match &self.access {
+            None => None,
+            Some(access) => match authenticate(access, request.headers(), request.extensions()).await {
+                Ok(principal) => Some(principal),
+                Err(problem) => return self.turn_away(&request, problem),
+            },
+        };
+        let caller = caller.map(|principal| {
+            let wanted = self.recorder.is_some() || !self.rules.is_empty();
+            let found = wanted.then(|| circumstances(&self.rules, &principal, &request));
+            (principal, found)
+        });
+        let record = self.recorder.as_ref().and_then(|recorder| {
+            let (principal, (circumstances, _)) =
+                caller.as_ref().map(|(who, found)| Some((who, found.as_ref()?)))??;
+            let (principal, circumstances) = (Arc::clone(principal), Arc::clone(circumstances));
+            Some(Unfinished { recorder, called: Called::of(&request), principal, circumstances })
+        });
+        let response = match caller {
+            Some((_, Some((_, Err(problem))))) => problem.into_response(),
+            caller => {
+                let caller =
+                    caller.map(|(principal, found)| Caller(principal, found.map(|(found, _)| found)));
+                let passed = Arc::new(Passed { place, body_bytes_max, caller, rules });
+                request.extensions_mut().insert(Arc::clone(&passed));
+                let Ok(response) = inner.call(request).await;
+                drop(passed);
+                response
+            }
+        };
+        match record {
+            Some(record) => record.finish(response).await,
+            None => response,
+        }
+    }
+
+    fn turn_away(&self, request: &Request, problem: Problem) -> Response {
+        if let Some(recorder) = &self.recorder {
+            let route = Called::of(request).to_string();
             let request_id = request_id(request.headers());
             let reason = problem.internal.as_deref().unwrap_or(&problem.detail);
             let stranger = Stranger { request_id, source: source(request.extensions()), reason };
             recorder.record_stranger(&route, stranger, problem.code.name());
         }
-        return problem.into_response();
+        problem.into_response()
     }
-    next.run(request).await
+}
+
+/// A call that is to be recorded here where no verb takes it over.
+struct Unfinished<'a> {
+    recorder: &'a Arc<Operations>,
+    called: Called,
+    principal: Arc<Principal>,
+    circumstances: Arc<Circumstances>,
+}
+
+impl Unfinished<'_> {
+    async fn finish(self, response: Response) -> Response {
+        let problem = response.extensions().get::<Problem>();
+        let Some(problem) = problem.filter(|_| !self.circumstances.is_taken_over()) else { return response };
+        let (route, who) = (self.called.to_string(), self.circumstances.who(&self.principal));
+        match self.recorder.record_refusal(&route, who, problem.code.name()).await {
+            Ok(()) => response,
+            Err(error) => Problem::from(error).into_response(),
+        }
+    }
+}
+
+/// What `future` comes to, or nothing where it takes longer. Most requests are answered without having to wait, and pay
+/// for no timer.
+async fn in_time<F: Future>(time_max: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    if let Poll::Ready(output) = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await {
+        return Ok(output);
+    }
+    tokio::time::timeout(time_max, future).await
 }

@@ -143,11 +143,14 @@ enum Guard {
     Credential,
 }
 
+/// Makes a route's methods with these layers around the handler.
+type Layered = fn(EdgeLayer, GateLayer) -> MethodRouter<Arc<HttpState>>;
+
 /// A route and all that must be said of it.
 struct Route {
     methods: UtoipaMethodRouter<Arc<HttpState>>,
     /// The same with the layers put around the handler itself: what is called most is spared the boxes of a service.
-    layered: Option<fn(EdgeLayer, GateLayer) -> MethodRouter<Arc<HttpState>>>,
+    layered: Option<Layered>,
     guard: Guard,
     /// Whether it belongs to the data plane: then it has quotas, and shares the room of the others there.
     data: bool,

@@ -287,13 +287,14 @@ async fn a_lines_bytes_are_paid_where_they_come_also_those_that_make_no_line() {
     world.settings.http.line_bytes_max = 1_024;
     let service = world.start_without_keeper().await;
     let caller = service.tenant_and_caller("acme").await;
+    let long = format!("{{\"plaintext\":\"{}\"}}\n", "AAAA".repeat(245));
     // One begun KiB, and three more of a line that is too long, or of blank lines.
     for filler in ["x".repeat(3 << 10) + "\n", "\n".repeat(3 << 10) + "{}\n"] {
         let (mut lines, first) = Lines::open(&caller, LINE).await;
         assert_eq!(first, "-");
         let expected = if filler.starts_with('x') { "too_large" } else { "malformed_request" };
         assert_eq!(lines.send(filler).await, expected);
-        assert_eq!(lines.send(LINE.repeat(40) + "{\"plaintext\":").await, "rate_limited");
+        assert_eq!(lines.send(long.clone() + "{\"plaintext\":").await, "rate_limited");
         world.pass(10);
         assert_eq!(lines.send("\"\"}\n").await, "rate_limited", "its end alone is not all of it");
         assert_eq!(lines.send(LINE).await, "-");

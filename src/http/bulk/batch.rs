@@ -5,11 +5,12 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
@@ -17,12 +18,15 @@ use axum::response::Response;
 use bytes::Buf as _;
 use http::StatusCode;
 use http_body::{Frame, SizeHint};
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+use tokio_util::task::AbortOnDropHandle;
 use utoipa::ToSchema;
 
 use super::items::{Answers, DecryptItem, EncryptItem, ItemProblem, ItemVerb, RewrapItem, answer_all};
 use super::memory::Room;
+use super::threads::give_way;
 use super::{NDJSON, is, lines, refuse_raw_headers};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::audit::Tally;
@@ -33,11 +37,14 @@ use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
 
 /// The most items that are answered before other work gets its turn.
-pub(super) const STRETCH_ITEMS: usize = 64;
+pub(super) const STRETCH_ITEMS: usize = 16;
 /// The most bytes of them.
-pub(super) const STRETCH_BYTES: usize = 64 << 10;
-/// Larger bodies are put together, taken apart and worked off where nothing waits behind them.
-const INLINE_BYTES: usize = STRETCH_BYTES;
+pub(super) const STRETCH_BYTES: usize = 16 << 10;
+/// Larger bodies are read, taken apart and worked off where nothing waits behind them: the service's own threads get them
+/// from the connection only as fast as the threads of bulk work take them.
+const INLINE_BYTES: usize = 4 * STRETCH_BYTES;
+/// The same of how many stretches there are.
+const INLINE_STRETCHES: usize = 4;
 
 macro_rules! batch_schemas {
     ($($request:ident $item:ident $response:ident $result:ident { $($(#[$doc:meta])* $field:ident: $type:ty,)* })*) => {
@@ -156,15 +163,17 @@ async fn answer<V: ItemVerb>(
     let announced = announced(request.headers()).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     let room_bytes = announced.unwrap_or(bytes_max).min(bytes_max);
     let room = Arc::new(state.batch_memory.room(room_bytes)?);
-    let mut body = json_body(request).await?;
-    let (bytes, items_max) = (body.remaining(), state.options.batch_items_max);
-    let (tracker, inside) = (state.transfers.tracker(), Arc::clone(&room));
-    let apart = move || take_apart(body.copy_to_bytes(bytes), inside, items_max);
-    let work = if bytes <= INLINE_BYTES {
-        apart()?
+    let (inside, items_max) = (Arc::clone(&room), state.options.batch_items_max);
+    let taken_in = async move {
+        let mut body = json_body(request).await?;
+        let bytes = body.remaining();
+        take_apart(body.copy_to_bytes(bytes), inside, items_max)
+    };
+    let work = if announced.is_some_and(|bytes| bytes <= INLINE_BYTES) {
+        taken_in.await?
     } else {
-        let apart = state.bulk.spawn(tracker, async move { apart() }).await;
-        apart.map_err(|error| Problem::internal(Code::InternalError, &error))??
+        let taken_in = state.bulk.spawn(state.transfers.tracker(), taken_in).await;
+        taken_in.map_err(|error| Problem::internal(Code::InternalError, &error))??
     };
     if let Some(tab) = tab {
         tab.more_items(work.items.len())?;
@@ -174,19 +183,30 @@ async fn answer<V: ItemVerb>(
     let answers = spread(&state, &permit, record.tally(), work).await?;
     record.finish();
     room.shrink(room_bytes);
-    Ok(json(StatusCode::OK, Body::new(AnswerBody::new(answers, room))))
+    Ok(json(StatusCode::OK, Body::new(AnswerBody::new(answers, room, state))))
 }
 
+/// How many pieces of an answer are given out at a time.
+const PIECES_AT_ONCE: usize = 16;
+
 /// The answers in a row, as they were written: nothing is copied.
+///
+/// The service's own threads write them to the connection. With a long answer a thread would be busy for milliseconds at
+/// a stretch, and the system's scheduler would let the threads of other requests wait behind it: so it stops after each
+/// few pieces until a thread of bulk work has had its turn.
 struct AnswerBody {
+    state: Arc<HttpState>,
     pieces: VecDeque<Bytes>,
     bytes: u64,
+    /// How many more are given out before it stops.
+    at_once: usize,
+    turn: Option<AbortOnDropHandle<()>>,
     /// Theirs until they are sent.
     _room: Arc<Room>,
 }
 
 impl AnswerBody {
-    fn new(mut answers: Vec<Answers>, room: Arc<Room>) -> Self {
+    fn new(mut answers: Vec<Answers>, room: Arc<Room>, state: Arc<HttpState>) -> Self {
         if let Some(last) = answers.last_mut() {
             // Its last item's comma.
             last.json.pop();
@@ -197,7 +217,7 @@ impl AnswerBody {
         pieces.extend(answers.into_iter().map(|answers| Bytes::from(answers.json)));
         pieces.push_back(format!("],\"failed\":{failed}}}").into());
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { pieces, bytes, _room: room }
+        Self { state, pieces, bytes, at_once: PIECES_AT_ONCE, turn: None, _room: room }
     }
 }
 
@@ -207,10 +227,19 @@ impl HttpBody for AnswerBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece = self.pieces.pop_front();
-        self.bytes -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        let this = &mut *self;
+        if this.at_once == 0 {
+            let HttpState { bulk, transfers, .. } = &*this.state;
+            let turn = this.turn.get_or_insert_with(|| bulk.spawn(transfers.tracker(), async {}));
+            // However it ended: it was only a turn.
+            let _ = ready!(Pin::new(turn).poll(context));
+            (this.turn, this.at_once) = (None, PIECES_AT_ONCE);
+        }
+        let piece = this.pieces.pop_front();
+        this.at_once -= 1;
+        this.bytes -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
 
@@ -236,14 +265,42 @@ struct Work {
 #[serde(deny_unknown_fields)]
 struct Batch<'a> {
     #[serde(borrow)]
-    items: Vec<&'a RawValue>,
+    items: RawItems<'a>,
+}
+
+/// The items as they are written.
+struct RawItems<'a>(Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for RawItems<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ItemsVisitor;
+        impl<'de> Visitor<'de> for ItemsVisitor {
+            type Value = RawItems<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a sequence")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut all: A) -> Result<RawItems<'de>, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = all.next_element()? {
+                    items.push(item);
+                    if items.len().is_multiple_of(STRETCH_ITEMS) {
+                        give_way();
+                    }
+                }
+                Ok(RawItems(items))
+            }
+        }
+        deserializer.deserialize_seq(ItemsVisitor)
+    }
 }
 
 /// Finds the items in the body. Each is parsed by itself later, so that a malformed one fails alone.
 fn take_apart(body: Bytes, room: Arc<Room>, items_max: usize) -> Result<Work, Problem> {
-    let batch: Batch<'_> = parse(&body)?;
-    if batch.items.len() > items_max {
-        let told = format!("{} items, and a batch takes {items_max}: send several", batch.items.len());
+    let Batch { items: RawItems(raw) } = parse(&body)?;
+    if raw.len() > items_max {
+        let told = format!("{} items, and a batch takes {items_max}: send several", raw.len());
         return Err(Problem::new(Code::TooLarge, told));
     }
     let start = body.as_ptr().addr();
@@ -251,7 +308,7 @@ fn take_apart(body: Bytes, room: Arc<Room>, items_max: usize) -> Result<Work, Pr
         let at = item.get().as_ptr().addr() - start;
         at..at + item.get().len()
     };
-    let items: Vec<Range<usize>> = batch.items.iter().map(place).collect();
+    let items: Vec<Range<usize>> = raw.iter().map(place).collect();
     let stretches = cut(items.iter().map(Range::len));
     Ok(Work { body, room, items, stretches, next: AtomicUsize::new(0) })
 }
@@ -282,7 +339,7 @@ async fn spread<V: ItemVerb>(
 ) -> Result<Vec<Answers>, Problem> {
     let work = Arc::new(work);
     let mut answers: Vec<(usize, Answers)> = Vec::with_capacity(work.stretches.len());
-    if work.body.len() <= INLINE_BYTES && work.stretches.len() <= 1 {
+    if work.body.len() <= INLINE_BYTES && work.stretches.len() <= INLINE_STRETCHES {
         answers.extend(take_turns(Arc::clone(state), Arc::clone(permit), tally, work).await);
     } else {
         let width = state.bulk.count().min(work.stretches.len());
@@ -314,6 +371,7 @@ async fn take_turns<V: ItemVerb>(
         let answered = answer_all(&state, &permit, tally.as_ref(), items, b',').await;
         work.room.grow(answered.json.capacity());
         answers.push((turn, answered));
+        give_way();
         tokio::task::yield_now().await;
     }
 }

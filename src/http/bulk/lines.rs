@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::NDJSON;
 use super::batch::cut;
 use super::items::{Answers, ItemVerb, answer_all};
+use super::threads::give_way;
 use crate::access::Permit;
 use crate::audit::Tally;
 use crate::http::HttpState;
@@ -140,7 +141,9 @@ impl<V: ItemVerb> Pipeline<V> {
                     (Err(problem), _) | (Ok(_), Some(problem)) => Err(problem.clone()),
                     (Ok(line), None) => line.item(),
                 });
-                answer_all(&state, &permit, tally.as_ref(), items, b'\n').await
+                let answers = answer_all(&state, &permit, tally.as_ref(), items, b'\n').await;
+                give_way();
+                answers
             });
             self.under_way.push_back(task);
         }

@@ -1,9 +1,10 @@
 //! Threads of their own for the work of batches and lines.
 //!
 //! On the service's own threads a small request would stand behind the stretches that are already queued there. These
-//! threads have a lower priority, so that the system's scheduler gives a small request a core at once, and give bulk
-//! work whatever is left.
+//! threads have a lower priority, and offer their core to others all the time, so that the system's scheduler gives it to
+//! a small request at once, and gives bulk work whatever is left.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 
 use rustix::process::setpriority_process;
@@ -41,6 +42,19 @@ impl BulkThreads {
     }
 }
 
+thread_local! {
+    static IS_BULK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Lets other threads have the core if they wait for it; does nothing on the service's own. A lower priority alone is not
+/// enough: Linux lets a thread run on to the end of its slice, some milliseconds, before one that was just woken gets
+/// its turn.
+pub(super) fn give_way() {
+    if IS_BULK.get() {
+        std::thread::yield_now();
+    }
+}
+
 /// How much less a core's time is theirs than the service's own threads', as `nice` counts it.
 const NICE: i32 = 10;
 
@@ -52,6 +66,7 @@ fn start(count: usize) -> Option<Runtime> {
         .on_thread_start(|| {
             // Of this thread alone, on Linux. Without it they are as important as the others, and no more.
             let _ = setpriority_process(None, NICE);
+            IS_BULK.set(true);
         })
         .enable_all()
         .build();

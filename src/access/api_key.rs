@@ -220,13 +220,14 @@ impl ApiKeys {
 
     /// In the place of any other where there is no room: which one is no matter, it is one look-up in the registry.
     fn remember(&self, id: &str, known: &Arc<Known>) {
-        let all = self.known.pin();
-        if all.len() as u64 >= self.rules.api_keys_remembered_max
+        let (all, max) = (self.known.pin(), self.rules.api_keys_remembered_max);
+        let has_room = || all.contains_key(id) || (all.len() as u64) < max;
+        if !has_room()
             && let Some(other) = all.keys().next()
         {
             all.remove(other);
         }
-        if (all.len() as u64) < self.rules.api_keys_remembered_max {
+        if has_room() {
             all.insert(id.into(), Arc::clone(known));
         }
     }

@@ -218,14 +218,17 @@ impl ApiKeys {
         Ok(known)
     }
 
-    /// In the place of any other where there is no room: which one is no matter, it is one look-up in the registry.
+    /// Where there is no room, first what has to be read again anyway makes some, and then everything: which of them is
+    /// in use only a count at each call would tell, and what is forgotten is one look-up in the registry.
     fn remember(&self, id: &str, known: &Arc<Known>) {
-        let (all, max) = (self.known.pin(), self.rules.api_keys_remembered_max);
-        let has_room = || all.contains_key(id) || (all.len() as u64) < max;
-        if !has_room()
-            && let Some(other) = all.keys().next()
-        {
-            all.remove(other);
+        let all = self.known.pin();
+        let has_room = || all.contains_key(id) || (all.len() as u64) < self.rules.api_keys_remembered_max;
+        if !has_room() {
+            let mark = self.mark.now();
+            all.retain(|_, known| known.seen_mark == mark);
+        }
+        if !has_room() {
+            all.clear();
         }
         if has_room() {
             all.insert(id.into(), Arc::clone(known));

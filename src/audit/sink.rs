@@ -100,11 +100,32 @@ impl Records {
         self.ends.len() - self.taken
     }
 
+    /// Where the first begins that was not taken out.
+    fn begin(&self) -> usize {
+        self.taken.checked_sub(1).map_or(0, |before| self.ends[before])
+    }
+
     fn take_one(&mut self) -> Option<&[u8]> {
-        let end = *self.ends.get(self.taken)?;
-        let begin = self.taken.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let (begin, end) = (self.begin(), *self.ends.get(self.taken)?);
         self.taken += 1;
         Some(&self.bodies[begin..end])
+    }
+
+    /// Takes all of the others behind its own, and lets go what was taken out.
+    fn append(&mut self, others: &mut Self) {
+        if self.left() == 0 {
+            self.clear();
+            std::mem::swap(self, others);
+            return;
+        }
+        let begin = self.begin();
+        self.bodies.drain(..begin);
+        self.ends.drain(..self.taken);
+        self.ends.iter_mut().for_each(|end| *end -= begin);
+        self.taken = 0;
+        let base = self.bodies.len();
+        self.bodies.append(&mut others.bodies);
+        self.ends.extend(others.ends.drain(..).map(|end| end + base));
     }
 
     /// Makes room for others, where all were taken out.
@@ -317,14 +338,13 @@ impl Writer {
             }
             closed = closing;
             if outcome.is_err() && closing {
-                let lost = self.records + self.taken.left() + self.shared.queue().records.left();
+                let lost = self.records + self.taken.left();
                 tracing::error!(target: "keyfold::audit", sink = self.name, lost, "records could not be written before the end");
             }
         }
     }
 
-    /// Waits for something to do, and takes what has come, unless some of what was taken before is still to be
-    /// written. True at the end: after this there is nothing more, or it cannot be written anyway.
+    /// Waits for something to do, and takes all that has come: who waits is told of what he sent before. True at the end.
     fn gather(&mut self) -> bool {
         let failing = self.shared.failing.load(Ordering::Acquire);
         let asked = |queue: &Queue| queue.closing || !queue.waiting.is_empty();
@@ -338,12 +358,9 @@ impl Writer {
         if !failing && queue.records.left() > 0 {
             queue = self.shared.wait(queue, GATHER, |queue| !asked(queue));
         }
-        if self.taken.left() == 0 {
-            self.taken.clear();
-            std::mem::swap(&mut self.taken, &mut queue.records);
-        }
+        self.taken.append(&mut queue.records);
         self.waiting.append(&mut queue.waiting);
-        queue.closing && (failing || queue.records.left() == 0)
+        queue.closing
     }
 
     fn event(&mut self, event: &str, number: Option<(&str, u64)>) {
@@ -461,11 +478,16 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// However the thread ends, nobody is left to wait for it.
+    /// However the thread ends, nobody is left to wait for it, and no place is given any more.
     fn drop(&mut self) {
+        self.shared.slots.close();
         let mut queue = self.shared.queue();
         queue.closed = true;
         queue.waiting.clear();
+        let lost = queue.records.left();
+        if lost > 0 {
+            tracing::error!(target: "keyfold::audit", sink = self.name, lost, "records could not be written before the end");
+        }
     }
 }
 
@@ -558,6 +580,53 @@ mod tests {
         let told: Vec<String> =
             outcomes(&output).into_iter().filter(|(event, _)| event == "call").map(|(_, o)| o).collect();
         assert_eq!(told, ["done", "done", "done", "done", "done", "failed", "abandoned"]);
+    }
+
+    #[tokio::test]
+    async fn what_came_while_nothing_could_be_written_is_written_before_anybody_is_told_so() {
+        for closed in [false, true] {
+            let (output, who) = (Bounded::default(), "api-key:x".parse().unwrap());
+            output.give(500);
+            let audit = audit(&output, OnFull::Block, 100);
+            // The first ones fail as lines, the next one before it is one.
+            for sent in [5, 1] {
+                for _ in 0..sent {
+                    begin(&audit, &who).await.unwrap().done();
+                }
+                assert!(!audit.flush().await, "there is no room");
+            }
+            begin(&audit, &who).await.unwrap().failed("forbidden", &"the last one");
+            output.give(usize::MAX);
+            if closed {
+                audit.close();
+            } else {
+                assert!(audit.flush().await);
+            }
+            let calls = outcomes(&output).into_iter().filter(|(event, _)| event == "call");
+            assert_eq!(
+                calls.map(|(_, outcome)| outcome).collect::<Vec<_>>(),
+                [vec!["done"; 6], vec!["failed"]].concat()
+            );
+            audit.close();
+        }
+    }
+
+    #[test]
+    fn records_are_taken_out_in_the_order_in_which_they_came() {
+        let (mut taken, mut queue) = (Records::default(), Records::default());
+        let mut out = vec![];
+        for round in 0..4_u8 {
+            (0..3).for_each(|n| queue.push(&vec![b'a' + round * 3 + n; usize::from(n) + 1]));
+            taken.append(&mut queue);
+            assert_eq!(queue.left(), 0);
+            // One more is left over each time.
+            (0..2).for_each(|_| out.extend_from_slice(taken.take_one().unwrap()));
+        }
+        while let Some(body) = taken.take_one() {
+            out.extend_from_slice(body);
+        }
+        assert_eq!(out, b"abbcccdeefffghhiiijkklll");
+        assert_eq!(taken.left(), 0);
     }
 
     #[tokio::test]

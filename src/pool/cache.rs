@@ -48,6 +48,12 @@ impl Members {
         live.wipe();
         let slot = (live.scope.tenant.clone(), live.id);
         let _ = self.index.pin().remove_if(&slot, |_, there| Arc::ptr_eq(there, live));
+        self.take_off(live);
+        // Whoever had the KMS vouch for it meanwhile has found it on the list, where nothing finds it any more.
+        live.wipe();
+    }
+
+    fn take_off(&self, live: &Arc<LiveDek>) {
         let mut register = self.register();
         let Some(own) = register.tenants.get_mut(&live.scope.tenant) else { return };
         let before = own.len();
@@ -81,7 +87,7 @@ impl Cache {
         self.members.index.pin().get(&(tenant.clone(), id)).cloned()
     }
 
-    /// This data key is in use: of those that are, none has to go for others.
+    /// This data key is in use: others have to go before it.
     pub(super) fn touch(&self, live: &LiveDek) {
         self.live.get(&(live.scope.tenant.clone(), live.id));
     }

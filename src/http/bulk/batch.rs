@@ -26,7 +26,7 @@ use utoipa::ToSchema;
 
 use super::items::{Answers, DecryptItem, EncryptItem, ItemProblem, ItemVerb, RewrapItem, answer_all};
 use super::memory::Room;
-use super::threads::give_way;
+use super::threads::{BULK_FAILED, give_way};
 use super::{NDJSON, is, lines, refuse_raw_headers};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::audit::Tally;
@@ -173,7 +173,7 @@ async fn answer<V: ItemVerb>(
         taken_in.await?
     } else {
         let taken_in = state.bulk.spawn(state.transfers.tracker(), taken_in).await;
-        taken_in.map_err(|error| Problem::internal(Code::InternalError, &error))??
+        taken_in.map_err(|_| Problem::internal(Code::InternalError, BULK_FAILED))??
     };
     if let Some(tab) = tab {
         tab.more_items(work.items.len())?;
@@ -348,7 +348,7 @@ async fn spread<V: ItemVerb>(
             .map(|turns| state.bulk.spawn(state.transfers.tracker(), turns))
             .collect();
         for task in tasks {
-            let done = task.await.map_err(|error| Problem::internal(Code::InternalError, &error))?;
+            let done = task.await.map_err(|_| Problem::internal(Code::InternalError, BULK_FAILED))?;
             answers.extend(done);
         }
     }

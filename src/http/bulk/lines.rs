@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::NDJSON;
 use super::batch::cut;
 use super::items::{Answers, ItemVerb, answer_all};
-use super::threads::give_way;
+use super::threads::{BULK_FAILED, give_way};
 use crate::access::Permit;
 use crate::audit::Tally;
 use crate::http::HttpState;
@@ -85,7 +85,7 @@ impl<V: ItemVerb> Pipeline<V> {
                 biased;
                 answers = first(&mut self.under_way) => {
                     self.under_way.pop_front();
-                    let answers = answers.map_err(|error| Problem::internal(Code::InternalError, &error))?;
+                    let answers = answers.map_err(|_| Problem::internal(Code::InternalError, BULK_FAILED))?;
                     sink.write(answers.json.into()).await.map_err(told)?;
                 }
                 piece = source.next(), if reading => {

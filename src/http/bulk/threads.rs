@@ -55,6 +55,9 @@ pub(super) fn give_way() {
     }
 }
 
+/// What is told where work on these threads came to no end. What its panic said may hold anything.
+pub(super) const BULK_FAILED: &str = "bulk work panicked or was stopped";
+
 /// How much less a core's time is theirs than the service's own threads', as `nice` counts it.
 const NICE: i32 = 10;
 

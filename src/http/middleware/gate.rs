@@ -135,6 +135,8 @@ impl Gate {
             let (principal, circumstances) = (Arc::clone(principal), Arc::clone(circumstances));
             Some(Unfinished { recorder, called: Called::of(&request), principal, circumstances })
         });
+        // The place is given back when all is done, the record too.
+        let mut held = None;
         let response = match caller {
             Some((_, Some((_, Err(problem))))) => problem.into_response(),
             caller => {
@@ -142,15 +144,17 @@ impl Gate {
                     caller.map(|(principal, found)| Caller(principal, found.map(|(found, _)| found)));
                 let passed = Arc::new(Passed { place, body_bytes_max, caller, rules });
                 request.extensions_mut().insert(Arc::clone(&passed));
+                held = Some(passed);
                 let Ok(response) = inner.call(request).await;
-                drop(passed);
                 response
             }
         };
-        match record {
+        let response = match record {
             Some(record) => record.finish(response).await,
             None => response,
-        }
+        };
+        drop(held);
+        response
     }
 
     fn turn_away(&self, request: &Request, problem: Problem) -> Response {

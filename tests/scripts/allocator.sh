@@ -36,7 +36,8 @@ if grep -q "$WARNING" "$folder/log"; then
     echo "the default build warns of the allocator" >&2
     exit 1
 fi
-cargo build --locked --no-default-features --bin keyfold
+# With an example, and for the whole workspace: so the dependencies are those that the tests were built with.
+cargo build --locked --workspace --no-default-features --bin keyfold --example client_reqwest
 log_of without
 if ! grep -q "$WARNING" "$folder/log"; then
     cat "$folder/log" >&2

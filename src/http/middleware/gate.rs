@@ -19,7 +19,7 @@ use super::admission::{Admission, Place};
 use super::authenticate::{Caller, authenticate};
 use super::context::{ContextRules, circumstances, source};
 use super::edge::{Called, request_id};
-use crate::access::{Access, Circumstances, Principal};
+use crate::access::Access;
 use crate::audit::Stranger;
 use crate::http::bulk::is_streamed;
 use crate::http::problem::{Code, Problem};
@@ -115,45 +115,43 @@ impl Gate {
     where
         S: Service<Request, Response = Response, Error = Infallible>,
     {
-        let (body_bytes_max, rules) = (self.body_bytes_max, self.rules.clone());
+        let (mut caller, mut allowed) = (None, Ok(()));
         // Before the body is read.
-        let caller = match &self.access {
-            None => None,
-            Some(access) => match authenticate(access, request.headers(), request.extensions()).await {
-                Ok(principal) => Some(principal),
+        if let Some(access) = &self.access {
+            let principal = match authenticate(access, request.headers(), request.extensions()).await {
+                Ok(principal) => principal,
                 Err(problem) => return self.turn_away(&request, problem),
-            },
-        };
-        let caller = caller.map(|principal| {
-            let wanted = self.recorder.is_some() || !self.rules.is_empty();
-            let found = wanted.then(|| circumstances(&self.rules, &principal, &request));
-            (principal, found)
-        });
-        let record = self.recorder.as_ref().and_then(|recorder| {
-            let (principal, (circumstances, _)) =
-                caller.as_ref().map(|(who, found)| Some((who, found.as_ref()?)))??;
-            let (principal, circumstances) = (Arc::clone(principal), Arc::clone(circumstances));
-            Some(Unfinished { recorder, called: Called::of(&request), principal, circumstances })
-        });
+            };
+            let mut found = None;
+            if self.recorder.is_some() || !self.rules.is_empty() {
+                let (circumstances, outcome) = circumstances(&self.rules, &principal, &request);
+                (found, allowed) = (Some(circumstances), outcome);
+            }
+            caller = Some(Caller(principal, found));
+        }
+        let record = self.recorder.as_ref().zip(caller.clone());
+        let record =
+            record.map(|(recorder, caller)| Unfinished { recorder, called: Called::of(&request), caller });
         // The place is given back when all is done, the record too.
-        let mut held = None;
-        let response = match caller {
-            Some((_, Some((_, Err(problem))))) => problem.into_response(),
-            caller => {
-                let caller =
-                    caller.map(|(principal, found)| Caller(principal, found.map(|(found, _)| found)));
-                let passed = Arc::new(Passed { place, body_bytes_max, caller, rules });
+        let passed = Arc::new(Passed {
+            place,
+            body_bytes_max: self.body_bytes_max,
+            caller,
+            rules: self.rules.clone(),
+        });
+        let response = match allowed {
+            Ok(()) => {
                 request.extensions_mut().insert(Arc::clone(&passed));
-                held = Some(passed);
                 let Ok(response) = inner.call(request).await;
                 response
             }
+            Err(problem) => problem.into_response(),
         };
         let response = match record {
             Some(record) => record.finish(response).await,
             None => response,
         };
-        drop(held);
+        drop(passed);
         response
     }
 
@@ -173,15 +171,15 @@ impl Gate {
 struct Unfinished<'a> {
     recorder: &'a Arc<Operations>,
     called: Called,
-    principal: Arc<Principal>,
-    circumstances: Arc<Circumstances>,
+    caller: Caller,
 }
 
 impl Unfinished<'_> {
     async fn finish(self, response: Response) -> Response {
+        let Caller(principal, Some(circumstances)) = &self.caller else { return response };
         let problem = response.extensions().get::<Problem>();
-        let Some(problem) = problem.filter(|_| !self.circumstances.is_taken_over()) else { return response };
-        let (route, who) = (self.called.to_string(), self.circumstances.who(&self.principal));
+        let Some(problem) = problem.filter(|_| !circumstances.is_taken_over()) else { return response };
+        let (route, who) = (self.called.to_string(), circumstances.who(principal));
         match self.recorder.record_refusal(&route, who, problem.code.name()).await {
             Ok(()) => response,
             Err(error) => Problem::from(error).into_response(),

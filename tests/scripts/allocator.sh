@@ -4,8 +4,9 @@
 # PROGRAM is built anew, without; the next build puts it back.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. tests/scripts/lib.sh
 
-readonly PROGRAM=$PWD/$1 WARNING='freed memory is not wiped' SECS_MAX=60
+readonly PROGRAM=$PWD/$1 WARNING='freed memory is not wiped'
 folder=$(mktemp -d)
 server=
 cleanup() {
@@ -18,14 +19,7 @@ trap cleanup EXIT
 log_of() {
     "$PROGRAM" serve --dev --listen 127.0.0.1:0 --data-dir "$folder/$1" >"$folder/log" 2>&1 &
     server=$!
-    local until=$((SECONDS + SECS_MAX))
-    until grep -q ' ready ' "$folder/log"; do
-        if ! kill -0 "$server" 2>/dev/null || [ "$SECONDS" -ge "$until" ]; then
-            cat "$folder/log" >&2
-            exit 1
-        fi
-        sleep 0.2
-    done
+    await_ready "$server" "$folder/log"
     kill "$server"
     wait "$server"
     server=

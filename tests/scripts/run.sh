@@ -4,8 +4,9 @@
 # Not shown: that the release profile builds. A cargo of this script's own gives the program that is built already.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. tests/scripts/lib.sh
 
-readonly PROGRAM=$PWD/$1 FOLDER=$PWD/target/scripts-run SECS_MAX=60
+readonly PROGRAM=$PWD/$1 FOLDER=$PWD/target/scripts-run
 rm -rf "$FOLDER"
 mkdir -p "$FOLDER/bin"
 cat >"$FOLDER/bin/cargo" <<EOF
@@ -24,13 +25,7 @@ trap cleanup EXIT
 # What rustup installs is in the PATH already, and is not put in front of this.
 PATH=$FOLDER/bin:$PATH:${HOME:-}/.cargo/bin scripts/run --listen 127.0.0.1:0 --data-dir target/scripts-run/data 2>"$FOLDER/log" &
 server=$!
-until grep -q ' ready ' "$FOLDER/log"; do
-    if ! kill -0 "$server" 2>/dev/null || [ "$SECONDS" -ge "$SECS_MAX" ]; then
-        cat "$FOLDER/log" >&2
-        exit 1
-    fi
-    sleep 0.2
-done
+await_ready "$server" "$FOLDER/log"
 shown=$(sed -n 's/^ *\(curl .*\)$/\1/p' "$FOLDER/log")
 answer=$(sh -c "$shown")
 case $answer in

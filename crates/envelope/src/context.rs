@@ -15,6 +15,10 @@ pub const CONTEXT_PAIRS_MAX: usize = 64;
 /// The most bytes of a context's canonical form.
 pub const CONTEXT_BYTES_MAX: usize = 8192;
 
+/// For how much there is room from the first pair on: more is made where it is not enough.
+const USUAL_PAIRS: usize = 8;
+const USUAL_TEXT_BYTES: usize = 192;
+
 const PAIR_COUNT_BYTES: usize = 2;
 const LENGTH_BYTES: usize = 2;
 
@@ -26,10 +30,21 @@ const LENGTH_BYTES: usize = 2;
 /// Values may identify people (a record's number, a user's id), so `Debug` prints the names only.
 #[derive(Clone, Default)]
 pub struct EncryptionContext {
-    /// Sorted by the name's bytes, which is how `str` compares.
-    pairs: Vec<(String, String)>,
+    /// All names and values, in one piece of memory: most calls have some.
+    text: String,
+    /// Where they stand there, sorted by the name's bytes, which is how `str` compares.
+    pairs: Vec<Pair>,
     /// Of the canonical form; computed at the first use and dropped by a change.
     digest: OnceLock<[u8; KEY_BYTES]>,
+}
+
+/// A name in a context's text, and behind it its value. Two bytes suffice: nothing in a context is longer than
+/// [`CONTEXT_BYTES_MAX`].
+#[derive(Clone, Copy)]
+struct Pair {
+    name: u16,
+    value: u16,
+    end: u16,
 }
 
 /// Why a context is refused.
@@ -70,31 +85,53 @@ impl EncryptionContext {
 
     /// Adds a pair. Refuses an empty name, a name that is there already, and anything over the limits; the
     /// context is then as it was.
-    pub fn insert(&mut self, name: impl Into<String>, value: impl Into<String>) -> Result<(), ContextError> {
-        let (name, value) = (name.into(), value.into());
+    pub fn insert(&mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Result<(), ContextError> {
+        let (name, value) = (name.as_ref(), value.as_ref());
         if name.is_empty() {
             return Err(ContextError::EmptyName);
         }
-        let Err(place) = self.place_of(&name) else { return Err(ContextError::DuplicateName) };
+        let Err(place) = self.place_of(name) else { return Err(ContextError::DuplicateName) };
         if self.pairs.len() >= CONTEXT_PAIRS_MAX {
             return Err(ContextError::TooManyPairs);
         }
-        if self.canonical_bytes().saturating_add(pair_bytes(&name, &value)) > CONTEXT_BYTES_MAX {
+        if self.canonical_bytes().saturating_add(pair_bytes(name, value)) > CONTEXT_BYTES_MAX {
             return Err(ContextError::TooLong);
         }
-        self.pairs.insert(place, (name, value));
-        self.digest = OnceLock::new();
+        self.put(place, name, value);
         Ok(())
+    }
+
+    /// Adds a pair that was found to fit.
+    fn put(&mut self, place: usize, name: &str, value: &str) {
+        if self.pairs.capacity() == 0 {
+            self.pairs.reserve(USUAL_PAIRS);
+            self.text.reserve(USUAL_TEXT_BYTES);
+        }
+        let start = self.text.len();
+        self.text.push_str(name);
+        let middle = self.text.len();
+        self.text.push_str(value);
+        let [name, value, end] = [start, middle, self.text.len()].map(short);
+        self.pairs.insert(place, Pair { name, value, end });
+        self.digest = OnceLock::new();
     }
 
     /// The value that goes with `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.place_of(name).ok().map(|place| self.pairs[place].1.as_str())
+        self.place_of(name).ok().map(|place| self.value(self.pairs[place]))
     }
 
     /// The pairs, in ascending order of the names' bytes.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.pairs.iter().map(|pair| (self.name(*pair), self.value(*pair)))
+    }
+
+    fn name(&self, pair: Pair) -> &str {
+        &self.text[pair.name.into()..pair.value.into()]
+    }
+
+    fn value(&self, pair: Pair) -> &str {
+        &self.text[pair.value.into()..pair.end.into()]
     }
 
     /// How many pairs there are.
@@ -113,7 +150,7 @@ impl EncryptionContext {
     pub fn canonical(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.canonical_bytes());
         bytes.extend_from_slice(&length(self.pairs.len()));
-        for field in self.pairs.iter().flat_map(|(name, value)| [name, value]) {
+        for field in self.iter().flat_map(|(name, value)| [name, value]) {
             bytes.extend_from_slice(&length(field.len()));
             bytes.extend_from_slice(field.as_bytes());
         }
@@ -123,9 +160,9 @@ impl EncryptionContext {
     /// Reads a canonical form, and refuses every other encoding of the same pairs: unsorted or repeated
     /// names, bytes that follow, anything over the limits.
     pub fn from_canonical(bytes: &[u8]) -> Result<Self, ContextError> {
-        let mut pairs = Vec::new();
-        read_canonical(bytes, |name, value| pairs.push((name.to_owned(), value.to_owned())))?;
-        Ok(Self { pairs, digest: OnceLock::new() })
+        let mut context = Self::new();
+        read_canonical(bytes, |name, value| context.put(context.len(), name, value))?;
+        Ok(context)
     }
 
     /// Whether `name` belongs to the service or to AWS, so that callers may not set it: it starts with
@@ -140,17 +177,17 @@ impl EncryptionContext {
     }
 
     fn place_of(&self, name: &str) -> Result<usize, usize> {
-        self.pairs.binary_search_by(|(known, _)| known.as_str().cmp(name))
+        self.pairs.binary_search_by(|known| self.name(*known).cmp(name))
     }
 
     fn canonical_bytes(&self) -> usize {
-        PAIR_COUNT_BYTES + self.iter().map(|(name, value)| pair_bytes(name, value)).sum::<usize>()
+        PAIR_COUNT_BYTES + self.pairs.len() * 2 * LENGTH_BYTES + self.text.len()
     }
 }
 
 impl PartialEq for EncryptionContext {
     fn eq(&self, other: &Self) -> bool {
-        self.pairs == other.pairs
+        self.iter().eq(other.iter())
     }
 }
 
@@ -158,7 +195,8 @@ impl Eq for EncryptionContext {}
 
 impl Hash for EncryptionContext {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.pairs.hash(state);
+        state.write_usize(self.len());
+        self.iter().for_each(|pair| pair.hash(state));
     }
 }
 
@@ -208,5 +246,9 @@ fn pair_bytes(name: &str, value: &str) -> usize {
 
 /// A length in two bytes. Never cut: nothing in a context is longer than [`CONTEXT_BYTES_MAX`].
 fn length(length: usize) -> [u8; LENGTH_BYTES] {
-    u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes()
+    short(length).to_be_bytes()
+}
+
+fn short(length: usize) -> u16 {
+    u16::try_from(length).unwrap_or(u16::MAX)
 }

@@ -93,6 +93,33 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
+/// Text of a narrow alphabet, as the bytes that it is written in: base64, or an envelope. Whoever decodes it refuses
+/// what is not of the alphabet, so that the parser need not look at each of its characters.
+#[derive(Default)]
+pub(super) struct Encoded<'a>(pub(super) Cow<'a, [u8]>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Encoded<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EncodedVisitor;
+        impl<'de> Visitor<'de> for EncodedVisitor {
+            type Value = Encoded<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_bytes<E>(self, text: &'de [u8]) -> Result<Encoded<'de>, E> {
+                Ok(Encoded(Cow::Borrowed(text)))
+            }
+
+            fn visit_bytes<E>(self, text: &[u8]) -> Result<Encoded<'de>, E> {
+                Ok(Encoded(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_bytes(EncodedVisitor)
+    }
+}
+
 /// A context: a map of strings to strings, no name twice, within the limits.
 #[derive(Default)]
 pub(super) struct Context(pub(super) EncryptionContext);
@@ -128,7 +155,7 @@ impl<'de> Deserialize<'de> for Context {
 
 /// A plaintext in base64 that is decoded where it will be sealed.
 pub(super) struct Base64Plaintext<'a> {
-    pub(super) text: &'a str,
+    pub(super) text: &'a [u8],
     pub(super) bytes_max: usize,
 }
 
@@ -143,7 +170,7 @@ impl Base64Plaintext<'_> {
 
 impl Plaintext for Base64Plaintext<'_> {
     fn bytes_max(&self) -> usize {
-        let padding = self.text.bytes().rev().take(2).filter(|byte| *byte == b'=').count();
+        let padding = self.text.iter().rev().take(2).filter(|byte| **byte == b'=').count();
         (self.text.len() / 4 * 3).saturating_sub(padding)
     }
 
@@ -171,10 +198,9 @@ mod tests {
 
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
-    #[expect(dead_code, reason = "only parsed")]
     struct Request<'a> {
         #[serde(borrow)]
-        plaintext: Text<'a>,
+        plaintext: Encoded<'a>,
         #[serde(default)]
         context: Context,
     }
@@ -217,15 +243,35 @@ mod tests {
     #[test]
     fn text_is_borrowed_unless_an_escape_forbids_it() {
         let request: Request<'_> = parse(br#"{"plaintext": "YQ=="}"#).unwrap();
-        assert!(matches!(request.plaintext.0, Cow::Borrowed("YQ==")));
+        assert!(matches!(request.plaintext.0, Cow::Borrowed(b"YQ==")));
         let escaped: Request<'_> = parse(br#"{"plaintext": "a\/b="}"#).unwrap();
-        assert_eq!(escaped.plaintext.0, "a/b=");
+        assert_eq!(*escaped.plaintext.0, *b"a/b=");
+        let names = |body| parse::<Request<'_>>(body).ok().unwrap().context.0;
+        assert_eq!(names(br#"{"plaintext": "", "context": {"a\u002fb": "1"}}"#).get("a/b"), Some("1"));
+    }
+
+    #[test]
+    fn what_json_forbids_in_a_string_is_no_plaintext_either() {
+        for text in [&b"YQ\x00="[..], b"YQ\n=", b"YQ=\xff", b"\xed\xa0\x80=", b"YQ\\ud800"] {
+            let body = [br#"{"plaintext": ""#, text, br#""}"#].concat();
+            let request: Request<'_> = parse(&body).ok().unwrap();
+            let plaintext = Base64Plaintext { text: &request.plaintext.0, bytes_max: 9 };
+            assert!(
+                matches!(plaintext.append_to(&mut Vec::new()), Err(OperationError::Invalid(_))),
+                "{text:?}"
+            );
+        }
+        // Of a text that is used as it is, the parser itself looks at each character.
+        for name in [&b"a\x00"[..], b"a\xff"] {
+            let body = [br#"{"plaintext": "", "context": {""#, name, br#"": ""}}"#].concat();
+            assert_eq!(parse::<Request<'_>>(&body).err().unwrap().code, Code::MalformedRequest);
+        }
     }
 
     #[test]
     fn only_canonical_base64_is_plaintext_and_the_limit_is_exact() {
         let decode = |text: &str, bytes_max: usize| {
-            let plaintext = Base64Plaintext { text, bytes_max };
+            let plaintext = Base64Plaintext { text: text.as_bytes(), bytes_max };
             let mut buffer = b"head".to_vec();
             plaintext.check().and_then(|()| plaintext.append_to(&mut buffer)).map(|()| buffer[4..].to_vec())
         };

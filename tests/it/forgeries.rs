@@ -315,7 +315,7 @@ async fn rewrapping_a_cut_or_changed_envelope_gives_nothing_that_opens_to_anythi
             let mut rewrapped = Vec::new();
             for (status, answer) in post_all(service.address, &token, "/v1/rewrap", bodies).await {
                 if status == 200 {
-                    rewrapped.push(envelope_text::decode(&text(&answer["ciphertext"])).unwrap());
+                    rewrapped.push(envelope_text::decode(text(&answer["ciphertext"])).unwrap());
                 } else {
                     assert!(
                         (400..500).contains(&status) && answer.get("ciphertext").is_none(),

@@ -114,7 +114,7 @@ async fn the_wrapped_key_of_a_large_object_is_renewed_by_its_head_alone() {
     let body = json!({"ciphertext": head, "mode": "wrapped_key"});
     let renewed = caller.post("/v1/rewrap", &body).await.ok(200);
     assert_eq!(renewed["changed"], true);
-    let mut whole = envelope::text::decode(&text(&renewed["ciphertext"])).unwrap();
+    let mut whole = envelope::text::decode(text(&renewed["ciphertext"])).unwrap();
     assert_eq!(envelope::inspect(&whole).unwrap().body_offset(), whole.len());
     whole.extend_from_slice(&bytes[offset..]);
     world.keyring.disable("one").await.unwrap();

@@ -37,8 +37,8 @@ pub fn encoded_bytes(envelope_bytes: usize) -> usize {
 /// `/`, and last bits that are not zero: an envelope has exactly one text form.
 ///
 /// Does not look at the envelope itself.
-pub fn decode(text: &str) -> Result<Vec<u8>, FormatError> {
-    let encoded = text.strip_prefix(PREFIX).ok_or(FormatError::TextPrefix)?;
+pub fn decode(text: impl AsRef<[u8]>) -> Result<Vec<u8>, FormatError> {
+    let encoded = text.as_ref().strip_prefix(PREFIX.as_bytes()).ok_or(FormatError::TextPrefix)?;
     ENGINE.decode(encoded).map_err(|_| FormatError::TextEncoding)
 }
 

@@ -10,7 +10,7 @@ use crate::access::{Decrypt, Encrypt, Permit, PermitVerb, Rewrap};
 use crate::audit::{PartTally, Tally};
 use crate::http::HttpState;
 use crate::http::handlers::{Weight, decrypt, encrypt, rewrap};
-use crate::http::json::{Base64Plaintext, Context, Text, parse};
+use crate::http::json::{Base64Plaintext, Context, Encoded, Text, parse};
 use crate::http::problem::{Code, Problem};
 use crate::operations::{
     Decryption, Decryptor, Encryption, Encryptor, OperationError, Rewrapper, Rewrapping,
@@ -30,7 +30,7 @@ pub(in crate::http) struct EncryptItem<'a> {
     /// The bytes to encrypt, in standard base64 with padding.
     #[serde(borrow)]
     #[schema(value_type = String, format = Byte, example = "aGVsbG8=")]
-    plaintext: Text<'a>,
+    plaintext: Encoded<'a>,
     /// The encryption context: authenticated, not stored.
     #[serde(default)]
     #[schema(value_type = Option<std::collections::BTreeMap<String, String>>, example = json!({"record": "42"}))]
@@ -55,7 +55,7 @@ pub(in crate::http) struct DecryptItem<'a> {
     /// The envelope in text form.
     #[serde(borrow)]
     #[schema(value_type = String, example = "kf1.S0YBAZrR...")]
-    ciphertext: Text<'a>,
+    ciphertext: Encoded<'a>,
     /// The encryption context, the same as on encryption.
     #[serde(default)]
     #[schema(value_type = Option<std::collections::BTreeMap<String, String>>, example = json!({"record": "42"}))]
@@ -73,7 +73,7 @@ pub(in crate::http) struct RewrapItem<'a> {
     /// The envelope in text form.
     #[serde(borrow)]
     #[schema(value_type = String, example = "kf1.S0YBAZrR...")]
-    ciphertext: Text<'a>,
+    ciphertext: Encoded<'a>,
     /// The encryption context, the same as on encryption. Not needed with `mode: "wrapped_key"`.
     #[serde(default)]
     #[schema(value_type = Option<std::collections::BTreeMap<String, String>>, example = json!({"record": "42"}))]

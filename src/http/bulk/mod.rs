@@ -8,7 +8,7 @@ pub(super) mod memory;
 pub(super) mod raw;
 pub(super) mod threads;
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 
 use super::problem::{Code, Problem};
 
@@ -19,20 +19,25 @@ pub(super) const NDJSON: &str = "application/x-ndjson";
 
 /// Whether the body is announced as this media type.
 pub(super) fn is(headers: &HeaderMap, media_type: &str) -> bool {
+    essence(headers).eq_ignore_ascii_case(media_type)
+}
+
+/// The body's media type without its parameters; empty where there is none.
+fn essence(headers: &HeaderMap) -> &str {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = value.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case(media_type)
+    value.unwrap_or_default().split(';').next().unwrap_or_default().trim()
 }
 
 /// Whether the body is streamed: its own idle time takes the place of the request's deadline.
 pub(super) fn is_streamed(headers: &HeaderMap) -> bool {
-    is(headers, OCTETS) || is(headers, NDJSON)
+    let essence = essence(headers);
+    essence.eq_ignore_ascii_case(OCTETS) || essence.eq_ignore_ascii_case(NDJSON)
 }
 
 /// Refuses what belongs to a raw body where there is none: a `Keyfold-Context` that nobody reads would leave its sender
 /// in the belief that his data is bound to it.
 pub(super) fn refuse_raw_headers(headers: &HeaderMap) -> Result<(), Problem> {
-    let stray = RAW_HEADERS.into_iter().find(|name| headers.contains_key(*name));
+    let stray = raw_headers(headers).next();
     stray.map_or(Ok(()), |name| {
         let told = format!("the header {name} goes with Content-Type: {OCTETS}; in JSON, say it in the body");
         Err(Problem::new(Code::MalformedRequest, told))
@@ -41,11 +46,16 @@ pub(super) fn refuse_raw_headers(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// Refuses those of a raw body's headers that its call does not read, for the same reason.
 fn refuse_unread_headers(headers: &HeaderMap, read: &[&str]) -> Result<(), Problem> {
-    let unread = RAW_HEADERS.into_iter().find(|name| headers.contains_key(*name) && !read.contains(name));
+    let unread = raw_headers(headers).find(|name| !read.contains(name));
     unread.map_or(Ok(()), |name| {
         let told = format!("the header {name} means nothing to this call: leave it out");
         Err(Problem::new(Code::MalformedRequest, told))
     })
+}
+
+/// Those that are there.
+fn raw_headers(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers.keys().map(HeaderName::as_str).filter(|name| RAW_HEADERS.contains(name))
 }
 
 const RAW_HEADERS: [&str; 4] = ["keyfold-context", "keyfold-key", "keyfold-envelope", "keyfold-rewrap-mode"];

@@ -14,7 +14,7 @@ use super::{JsonBody, Permitted, json};
 use crate::access::Decrypt;
 use crate::http::HttpState;
 use crate::http::bulk::{self, raw};
-use crate::http::json::{BASE64, Context, Text, parse};
+use crate::http::json::{BASE64, Context, Encoded, parse};
 use crate::http::problem::{Code, Problem};
 use crate::operations::{Decrypted, Decryption, OperationError};
 
@@ -24,7 +24,7 @@ pub(in crate::http) struct DecryptRequest<'a> {
     /// The envelope in text form.
     #[serde(borrow)]
     #[schema(value_type = String, example = "kf1.S0YBAZrR...")]
-    ciphertext: Text<'a>,
+    ciphertext: Encoded<'a>,
     /// The encryption context, the same as on encryption.
     #[serde(default)]
     #[schema(value_type = Option<std::collections::BTreeMap<String, String>>, example = json!({"record": "42"}))]

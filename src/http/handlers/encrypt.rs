@@ -13,7 +13,7 @@ use super::{JsonBody, Permitted, Weight, json, name};
 use crate::access::Encrypt;
 use crate::http::HttpState;
 use crate::http::bulk::{self, raw};
-use crate::http::json::{Base64Plaintext, Context, Text, parse};
+use crate::http::json::{Base64Plaintext, Context, Encoded, Text, parse};
 use crate::http::problem::Problem;
 use crate::operations::{Encrypted, Encryption};
 use crate::tenant::KeyName;
@@ -24,7 +24,7 @@ pub(in crate::http) struct EncryptRequest<'a> {
     /// The bytes to encrypt, in standard base64 with padding.
     #[serde(borrow)]
     #[schema(value_type = String, format = Byte, example = "aGVsbG8=")]
-    plaintext: Text<'a>,
+    plaintext: Encoded<'a>,
     /// The encryption context: authenticated, not stored. Decryption must bring the same. At most 62 pairs and,
     /// with the service's own, 8,192 bytes.
     #[serde(default)]

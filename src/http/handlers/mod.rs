@@ -26,7 +26,7 @@ use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 
-use super::bulk::refuse_raw_headers;
+use super::bulk::{self, refuse_raw_headers};
 use super::json::ObjectOnly;
 use super::middleware::authenticate::Caller;
 use super::middleware::gate::Passed;
@@ -52,8 +52,7 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
 
 /// A JSON body within its route's limit, in the pieces in which it came.
 pub(super) async fn json_body(request: Request) -> Result<impl Buf + Send + 'static, Problem> {
-    let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if !media_type.is_some_and(is_json) {
+    if !bulk::is(request.headers(), "application/json") {
         return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
     }
     refuse_raw_headers(request.headers())?;
@@ -96,11 +95,6 @@ async fn pieces(mut body: Limited<Body>) -> Result<impl Buf + Send + 'static, ax
 /// How long a body is, where its head says so.
 pub(super) fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn is_json(media_type: &str) -> bool {
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
-    essence.eq_ignore_ascii_case("application/json")
 }
 
 /// Leave for a verb in the tenant that the request names in `Keyfold-Tenant`, or in the caller's only one.

@@ -13,7 +13,7 @@ use super::{JsonBody, Permitted, Weight, json};
 use crate::access::Rewrap;
 use crate::http::HttpState;
 use crate::http::bulk::{self, raw};
-use crate::http::json::{Context, Text, parse};
+use crate::http::json::{Context, Encoded, parse};
 use crate::http::problem::Problem;
 use crate::operations::{OperationError, RewrapMode, Rewrapped, Rewrapping};
 
@@ -23,7 +23,7 @@ pub(in crate::http) struct RewrapRequest<'a> {
     /// The envelope in text form.
     #[serde(borrow)]
     #[schema(value_type = String, example = "kf1.S0YBAZrR...")]
-    ciphertext: Text<'a>,
+    ciphertext: Encoded<'a>,
     /// The encryption context, the same as on encryption. Not needed with `mode: "wrapped_key"`.
     #[serde(default)]
     #[schema(value_type = Option<std::collections::BTreeMap<String, String>>, example = json!({"record": "42"}))]

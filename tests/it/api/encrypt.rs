@@ -29,7 +29,7 @@ async fn an_envelope_shows_its_data_key_and_kek_and_nothing_of_the_message() {
     let service = world.start().await;
     let caller = service.tenant_and_caller("acme").await;
     let answer = caller.try_encrypt(b"plaintext-canary", &json!({"record": "context-canary"})).await.ok(200);
-    let envelope = envelope_text::decode(&text(&answer["ciphertext"])).unwrap();
+    let envelope = envelope_text::decode(text(&answer["ciphertext"])).unwrap();
     let head = inspect(&envelope).unwrap();
     assert_eq!(head.dek_id().to_string(), text(&answer["dek_id"]));
     let context = head.wrapped().kms_context().unwrap();
@@ -65,7 +65,7 @@ async fn a_compact_envelope_has_92_bytes_of_overhead_and_a_key_can_make_it_the_d
     let caller = service.tenant_and_caller("acme").await;
     let compact = json!({"plaintext": STANDARD.encode(b"hello"), "envelope": "compact"});
     let answer = caller.post("/v1/encrypt", &compact).await.ok(200);
-    let envelope = envelope_text::decode(&text(&answer["ciphertext"])).unwrap();
+    let envelope = envelope_text::decode(text(&answer["ciphertext"])).unwrap();
     assert_eq!(envelope.len(), 5 + 92);
     assert_eq!(caller.decrypt(&text(&answer["ciphertext"]), &json!({})).await, b"hello");
 
@@ -75,7 +75,7 @@ async fn a_compact_envelope_has_92_bytes_of_overhead_and_a_key_can_make_it_the_d
         let body = json!({"plaintext": "aGVsbG8=", "key": "small", "envelope": weight});
         let answer = caller.post("/v1/encrypt", &body).await.ok(200);
         assert_eq!(answer["key"], "small");
-        let envelope = envelope_text::decode(&text(&answer["ciphertext"])).unwrap();
+        let envelope = envelope_text::decode(text(&answer["ciphertext"])).unwrap();
         assert_eq!(inspect(&envelope).unwrap().wrapped().is_compact(), is_compact);
         assert_eq!(caller.decrypt(&text(&answer["ciphertext"]), &json!({})).await, b"hello");
     }

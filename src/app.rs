@@ -49,7 +49,7 @@ pub struct App {
     /// The embedded key ring, where there is one.
     pub keyring: Option<LocalKeyRing>,
     /// Everything behind the edge.
-    pub router: axum::Router,
+    pub front: crate::http::Front,
     /// How many bodies are being streamed now.
     pub open_transfers: Arc<AtomicUsize>,
     /// The tasks, and how they stop.
@@ -155,14 +155,14 @@ impl App {
             clock,
             last: Mutex::default(),
         });
-        let edge = crate::http::router(
+        let edge = crate::http::edge(
             Arc::clone(&operations),
             &access,
             probe,
             &settings.edge(),
             lifecycle.tracker.clone(),
         );
-        let (router, open_transfers) = (edge.router, edge.open_transfers);
+        let (front, open_transfers) = (edge.front, edge.open_transfers);
         let usage_flush = Duration::from_secs(settings.pool.usage_flush_secs);
         Ok(Self {
             operations,
@@ -170,7 +170,7 @@ impl App {
             store: registry,
             rotation,
             keyring,
-            router,
+            front,
             open_transfers,
             lifecycle,
             kms,

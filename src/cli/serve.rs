@@ -86,17 +86,17 @@ async fn serve(
     let unix = settings.listen_unix.as_deref().map(server::bind_unix).transpose();
     let unix = unix.context("cannot listen on the unix socket that listen_unix names")?;
     tracing::info!(%address, tls = tls.is_some(), version = env!("CARGO_PKG_VERSION"), "ready");
-    let (router, options) = (app.router.clone(), settings.http.server());
+    let (front, options) = (app.front.clone(), settings.http.server());
     let local = async {
         match unix {
-            Some(unix) => server::serve_unix(unix, router.clone(), &options, handle.clone()).await,
+            Some(unix) => server::serve_unix(unix, front.clone(), &options, handle.clone()).await,
             None => Ok(()),
         }
     };
     let network = async {
         match &tls {
-            Some(tls) => server::serve_tls(listener, router.clone(), tls, &options, handle.clone()).await,
-            None => server::serve(listener, router.clone(), &options, handle.clone()).await,
+            Some(tls) => server::serve_tls(listener, front.clone(), tls, &options, handle.clone()).await,
+            None => server::serve(listener, front.clone(), &options, handle.clone()).await,
         }
     };
     let served = tokio::try_join!(network, local).map(|_| ());

@@ -2,8 +2,9 @@
 //!
 //! Outermost first:
 //! ```text
-//! edge (request id, panic -> problem, problem -> body, log)
-//!   > per route: gate (in-flight limit and load shed > deadline > body limit > authenticate > circumstances)
+//! front (the calls made most by their path; all others through the router)
+//!   > per route: edge (request id, panic -> problem, problem -> body, log)
+//!     > gate (in-flight limit and load shed > deadline > body limit > authenticate > circumstances)
 //!     > quota > handler (permit, parse, operation)
 //! ```
 //! A route cannot be declared without its limits and its guard: `Route` has no defaults.
@@ -11,6 +12,7 @@
 pub mod alive;
 mod bulk;
 mod connection;
+mod front;
 mod handlers;
 mod json;
 mod middleware;
@@ -28,7 +30,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::handler::Handler as _;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, post};
+use axum::routing::MethodRouter;
 use tokio_util::task::TaskTracker;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
@@ -38,6 +40,7 @@ use crate::operations::Operations;
 use crate::tenant::KeyName;
 use bulk::memory::BatchMemory;
 use bulk::threads::BulkThreads;
+use front::Frequent;
 use handlers::{api_keys, decrypt, deks, encrypt, grants, health, jobs, keys, rewrap, shreds, tenants};
 use middleware::admission::Admission;
 use middleware::edge::{EdgeLayer, Outermost};
@@ -46,6 +49,7 @@ use middleware::quota::{Quotas, quota};
 use problem::{Code, Problem};
 use transfer::Transfers;
 
+pub use front::Front;
 pub use handlers::health::{Readiness, ReadinessStatus};
 pub use middleware::context::{ContextEntry, ContextRules};
 pub use middleware::quota::{QuotaOptions, Rates};
@@ -143,14 +147,17 @@ enum Guard {
     Credential,
 }
 
-/// Makes a route's methods with these layers around the handler.
-type Layered = fn(EdgeLayer, GateLayer) -> MethodRouter<Arc<HttpState>>;
+/// A handler with what the document says of it. Made where it is wanted: all of them are megabytes.
+type Methods = fn() -> UtoipaMethodRouter<Arc<HttpState>>;
+
+/// Makes of a handler what is called before the router.
+type MakeFrequent = fn(Arc<HttpState>, Arc<str>, &EdgeLayer, &GateLayer) -> Frequent;
 
 /// A route and all that must be said of it.
 struct Route {
-    methods: UtoipaMethodRouter<Arc<HttpState>>,
-    /// The same with the layers put around the handler itself: what is called most is spared the boxes of a service.
-    layered: Option<Layered>,
+    methods: Methods,
+    /// For what is called most.
+    frequent: Option<MakeFrequent>,
     guard: Guard,
     /// Whether it belongs to the data plane: then it has quotas, and shares the room of the others there.
     data: bool,
@@ -224,9 +231,9 @@ const CHANGING_KEKS: &[Code] = &[
 
 fn route_table(options: &Options) -> Vec<Route> {
     let time_max = Duration::from_secs(options.request_secs_max);
-    let open = |methods| Route {
+    let open = |methods: Methods| Route {
         methods,
-        layered: None,
+        frequent: None,
         guard: Guard::Open,
         data: false,
         context: ContextRules::default(),
@@ -235,9 +242,9 @@ fn route_table(options: &Options) -> Vec<Route> {
         streams: false,
         problems: &[],
     };
-    let data = |methods, problems| Route {
+    let data = |methods: Methods, problems| Route {
         methods,
-        layered: None,
+        frequent: None,
         guard: Guard::Credential,
         data: true,
         context: options.context.clone(),
@@ -246,9 +253,9 @@ fn route_table(options: &Options) -> Vec<Route> {
         streams: true,
         problems,
     };
-    let batch = |methods, problems| Route {
+    let batch = |methods: Methods, problems| Route {
         methods,
-        layered: None,
+        frequent: None,
         guard: Guard::Credential,
         data: true,
         context: options.context.clone(),
@@ -257,9 +264,9 @@ fn route_table(options: &Options) -> Vec<Route> {
         streams: true,
         problems,
     };
-    let admin = |methods, problems| Route {
+    let admin = |methods: Methods, problems| Route {
         methods,
-        layered: None,
+        frequent: None,
         guard: Guard::Credential,
         data: false,
         context: ContextRules::default(),
@@ -270,58 +277,64 @@ fn route_table(options: &Options) -> Vec<Route> {
     };
     vec![
         Route {
-            layered: Some(|edge, gate| post(encrypt::encrypt.layer((edge, gate)))),
-            ..data(routes!(encrypt::encrypt), DATA)
+            frequent: Some(|state, path, edge, gate| {
+                Frequent::new(path, edge, gate, encrypt::encrypt.with_state(state))
+            }),
+            ..data(|| routes!(encrypt::encrypt), DATA)
         },
         Route {
-            layered: Some(|edge, gate| post(decrypt::decrypt.layer((edge, gate)))),
-            ..data(routes!(decrypt::decrypt), OPENING)
+            frequent: Some(|state, path, edge, gate| {
+                Frequent::new(path, edge, gate, decrypt::decrypt.with_state(state))
+            }),
+            ..data(|| routes!(decrypt::decrypt), OPENING)
         },
         Route {
-            layered: Some(|edge, gate| post(rewrap::rewrap.layer((edge, gate)))),
-            ..data(routes!(rewrap::rewrap), OPENING)
+            frequent: Some(|state, path, edge, gate| {
+                Frequent::new(path, edge, gate, rewrap::rewrap.with_state(state))
+            }),
+            ..data(|| routes!(rewrap::rewrap), OPENING)
         },
-        batch(routes!(bulk::batch::encrypt_batch), DATA),
-        batch(routes!(bulk::batch::decrypt_batch), OPENING),
-        batch(routes!(bulk::batch::rewrap_batch), OPENING),
+        batch(|| routes!(bulk::batch::encrypt_batch), DATA),
+        batch(|| routes!(bulk::batch::decrypt_batch), OPENING),
+        batch(|| routes!(bulk::batch::rewrap_batch), OPENING),
         // Bytes, but no stream: what it takes is short.
-        Route { streams: false, ..data(routes!(bulk::raw::rewrap_head), OPENING) },
-        admin(routes!(tenants::create), CHANGING_KEKS),
-        admin(routes!(tenants::list), LOOKING),
-        admin(routes!(tenants::read), LOOKING),
-        admin(routes!(tenants::update), CHANGING_KEKS),
-        admin(routes!(keys::create), CHANGING),
-        admin(routes!(keys::list), LOOKING),
-        admin(routes!(keys::read), LOOKING),
-        admin(routes!(keys::update), CHANGING),
-        admin(routes!(deks::list), LOOKING),
-        admin(routes!(deks::rotate), ROTATING),
-        admin(routes!(deks::revoke), CHANGING_DEKS),
-        admin(routes!(deks::restore), CHANGING_DEKS),
-        admin(routes!(shreds::shred_dek), CHANGING_DEKS),
-        admin(routes!(shreds::cancel_dek), CHANGING),
-        admin(routes!(shreds::shred_key), CHANGING),
-        admin(routes!(shreds::cancel_key), CHANGING),
-        admin(routes!(shreds::shred_tenant), CHANGING),
-        admin(routes!(shreds::cancel_tenant), CHANGING),
-        admin(routes!(shreds::list), LOOKING),
-        admin(routes!(jobs::list), LOOKING),
-        admin(routes!(jobs::read), LOOKING),
-        admin(routes!(jobs::rewrap_keys), LOOKING),
-        admin(routes!(jobs::kek_use), LOOKING),
-        admin(routes!(api_keys::create), CHANGING),
-        admin(routes!(api_keys::list), LOOKING),
-        admin(routes!(api_keys::revoke), CHANGING),
-        admin(routes!(grants::create), CHANGING),
-        admin(routes!(grants::list), LOOKING),
-        admin(routes!(grants::delete), CHANGING),
-        open(routes!(health::live)),
-        open(routes!(health::ready)),
+        Route { streams: false, ..data(|| routes!(bulk::raw::rewrap_head), OPENING) },
+        admin(|| routes!(tenants::create), CHANGING_KEKS),
+        admin(|| routes!(tenants::list), LOOKING),
+        admin(|| routes!(tenants::read), LOOKING),
+        admin(|| routes!(tenants::update), CHANGING_KEKS),
+        admin(|| routes!(keys::create), CHANGING),
+        admin(|| routes!(keys::list), LOOKING),
+        admin(|| routes!(keys::read), LOOKING),
+        admin(|| routes!(keys::update), CHANGING),
+        admin(|| routes!(deks::list), LOOKING),
+        admin(|| routes!(deks::rotate), ROTATING),
+        admin(|| routes!(deks::revoke), CHANGING_DEKS),
+        admin(|| routes!(deks::restore), CHANGING_DEKS),
+        admin(|| routes!(shreds::shred_dek), CHANGING_DEKS),
+        admin(|| routes!(shreds::cancel_dek), CHANGING),
+        admin(|| routes!(shreds::shred_key), CHANGING),
+        admin(|| routes!(shreds::cancel_key), CHANGING),
+        admin(|| routes!(shreds::shred_tenant), CHANGING),
+        admin(|| routes!(shreds::cancel_tenant), CHANGING),
+        admin(|| routes!(shreds::list), LOOKING),
+        admin(|| routes!(jobs::list), LOOKING),
+        admin(|| routes!(jobs::read), LOOKING),
+        admin(|| routes!(jobs::rewrap_keys), LOOKING),
+        admin(|| routes!(jobs::kek_use), LOOKING),
+        admin(|| routes!(api_keys::create), CHANGING),
+        admin(|| routes!(api_keys::list), LOOKING),
+        admin(|| routes!(api_keys::revoke), CHANGING),
+        admin(|| routes!(grants::create), CHANGING),
+        admin(|| routes!(grants::list), LOOKING),
+        admin(|| routes!(grants::delete), CHANGING),
+        open(|| routes!(health::live)),
+        open(|| routes!(health::ready)),
     ]
 }
 
-/// The whole service as a router.
-pub fn router(
+/// The whole service.
+pub fn edge(
     operations: Arc<Operations>,
     access: &Arc<Access>,
     probe: Arc<dyn Probe>,
@@ -339,24 +352,26 @@ pub fn router(
         quotas: Quotas::new(&options.quotas, operations.clock()).map(Arc::new),
         recorder: options.recorded.then(|| Arc::clone(&operations)),
     };
-    let mut router = OpenApiRouter::with_openapi(openapi::base());
-    for route in route_table(options) {
-        router = router.routes(guarded(route, &gates));
-    }
-    let (router, mut document) = router.split_for_parts();
-    openapi::add_forms(&mut document);
     let transfers = Transfers::new(options.transfer.clone(), options.fair_from_percent, tracker);
     let open_transfers = transfers.gauge();
-    let (options, default_key) = (options.clone(), KeyName::default());
-    let (bulk, batch_memory) = (BulkThreads::new(), BatchMemory::new(options.batch_memory_bytes_max));
-    let state = HttpState { operations, probe, options, default_key, transfers, bulk, batch_memory };
+    let (default_key, bulk) = (KeyName::default(), BulkThreads::new());
+    let batch_memory = BatchMemory::new(options.batch_memory_bytes_max);
+    let state =
+        HttpState { operations, probe, options: options.clone(), default_key, transfers, bulk, batch_memory };
+    let state = Arc::new(state);
+    let (mut router, mut frequent) = (axum::Router::new(), Vec::new());
+    for route in route_table(options) {
+        let guarded = guarded(&route, &gates, &state);
+        router = router.route(&guarded.path, guarded.methods);
+        frequent.extend(guarded.frequent);
+    }
     // Each route has the edge with its gate, in one layer: every further one costs every request two boxes.
     let router = router
-        .merge(openapi::pages(&document).layer(edge.clone()))
+        .merge(openapi::pages().layer(edge.clone()))
         .fallback(nothing_here.layer(edge.clone()))
         .method_not_allowed_fallback(not_that_method.layer(edge))
-        .with_state(Arc::new(state));
-    Edge { router, open_transfers }
+        .with_state(state);
+    Edge { front: Front::new(frequent, router), open_transfers }
 }
 
 async fn nothing_here() -> Problem {
@@ -367,10 +382,10 @@ async fn not_that_method() -> Problem {
     Problem::new(Code::MethodNotAllowed, Code::MethodNotAllowed.example())
 }
 
-/// The service as a router, and what can be told of it from outside.
+/// The service, and what can be told of it from outside.
 pub struct Edge {
     /// Everything behind the listener.
-    pub router: axum::Router,
+    pub front: Front,
     /// How many bodies are being streamed.
     pub open_transfers: Arc<AtomicUsize>,
 }
@@ -385,14 +400,17 @@ struct Gates {
     recorder: Option<Arc<Operations>>,
 }
 
-fn guarded(route: Route, gates: &Gates) -> UtoipaMethodRouter<Arc<HttpState>> {
-    let (schemas, mut paths, mut methods) = route.methods;
-    openapi::add_problems(
-        &mut paths,
-        route.guard == Guard::Credential,
-        route.body_bytes_max > 0,
-        route.problems,
-    );
+/// A route with its layers.
+struct Guarded {
+    path: Arc<str>,
+    methods: MethodRouter<Arc<HttpState>>,
+    frequent: Option<Frequent>,
+}
+
+fn guarded(route: &Route, gates: &Gates, state: &Arc<HttpState>) -> Guarded {
+    let (_, paths, mut methods) = (route.methods)();
+    // Each has one.
+    let path: Arc<str> = paths.paths.into_keys().next().unwrap_or_default().into();
     let guarded = route.guard == Guard::Credential;
     // Not there where nobody wants it: an unused feature costs nothing.
     let quotas = gates.quotas.as_ref().filter(|_| route.data);
@@ -400,27 +418,28 @@ fn guarded(route: Route, gates: &Gates) -> UtoipaMethodRouter<Arc<HttpState>> {
         methods = methods.layer(from_fn_with_state(Arc::clone(quotas), quota));
     }
     let gate = Gate {
+        route: Arc::clone(&path),
         admission: guarded.then(|| Arc::clone(if route.data { &gates.data } else { &gates.admin })),
         time_max: route.time_max,
         streams: route.streams,
         body_bytes_max: route.body_bytes_max,
         access: guarded.then(|| Arc::clone(&gates.access)),
-        rules: route.context,
+        rules: route.context.clone(),
         recorder: gates.recorder.clone(),
     };
-    let (edge, gate) = (gates.edge.clone(), GateLayer(Arc::new(gate)));
-    methods = match route.layered.filter(|_| quotas.is_none()) {
-        Some(layered) => layered(edge, gate),
-        None => methods.layer((edge, gate)),
-    };
-    (schemas, paths, methods)
+    let (edge, gate) = (gates.edge.of(Arc::clone(&path)), GateLayer(Arc::new(gate)));
+    // With quotas the layers are not the same.
+    let frequent = route.frequent.filter(|_| quotas.is_none());
+    let frequent = frequent.map(|make| make(Arc::clone(state), Arc::clone(&path), &edge, &gate));
+    Guarded { path, methods: methods.layer((edge, gate)), frequent }
 }
 
-/// The OpenAPI document of the service.
+/// The OpenAPI document of the service, made from its handlers and its routes. It is served as it is in the tree
+/// (`openapi/v1.json`), so that a process that runs does not have to make it and to keep it.
 pub fn openapi_document() -> utoipa::openapi::OpenApi {
     let mut router: OpenApiRouter<Arc<HttpState>> = OpenApiRouter::with_openapi(openapi::base());
     for route in route_table(&Options::default()) {
-        let (schemas, mut paths, methods) = route.methods;
+        let (schemas, mut paths, methods) = (route.methods)();
         openapi::add_problems(
             &mut paths,
             route.guard == Guard::Credential,

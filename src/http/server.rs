@@ -5,12 +5,15 @@ use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::ServiceExt;
+use axum::extract::Request;
+use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
 use axum_server::accept::{DefaultAcceptor, NoDelayAcceptor};
 use axum_server::tls_rustls::RustlsAcceptor;
 use axum_server::{Address, Handle, Server};
 
 use super::connection::{Bounded, Times};
+use super::front::Front;
 use super::source::{Proxies, ProxyHeaders};
 use super::tls::Tls;
 
@@ -91,19 +94,19 @@ impl Default for ServerHandle {
 /// Serves HTTP without TLS until the handle stops it.
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    front: impl Into<Front>,
     options: &Options,
     handle: ServerHandle,
 ) -> std::io::Result<()> {
     let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
     let server = server.acceptor(bounded(network(options), options));
-    server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
+    server.serve(telling_peers(front.into())).await
 }
 
 /// Serves HTTP over TLS until the handle stops it.
 pub async fn serve_tls(
     listener: TcpListener,
-    router: Router,
+    front: impl Into<Front>,
     tls: &Tls,
     options: &Options,
     handle: ServerHandle,
@@ -113,19 +116,19 @@ pub async fn serve_tls(
         .handshake_timeout(tls.handshake_time_max())
         .acceptor(network(options));
     let server = server.acceptor(bounded(acceptor, options));
-    server.serve(router.into_make_service_with_connect_info::<SocketAddr>()).await
+    server.serve(telling_peers(front.into())).await
 }
 
 /// Serves HTTP on a unix socket until the handle stops it.
 pub async fn serve_unix(
     listener: UnixListener,
-    router: Router,
+    front: impl Into<Front>,
     options: &Options,
     handle: ServerHandle,
 ) -> std::io::Result<()> {
     let server = limited(axum_server::from_unix(listener)?, options).handle(handle.unix);
     let server = server.acceptor(bounded(DefaultAcceptor::new(), options));
-    server.serve(router.into_make_service()).await
+    server.serve(ServiceExt::<Request>::into_make_service(front.into())).await
 }
 
 /// Binds a unix socket that its owner and group can use. The socket of a process that is gone is replaced; that of
@@ -139,6 +142,11 @@ pub fn bind_unix(path: &std::path::Path) -> std::io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     Ok(listener)
+}
+
+/// Puts the peer's address into each request.
+fn telling_peers(front: Front) -> IntoMakeServiceWithConnectInfo<Front, SocketAddr> {
+    ServiceExt::<Request>::into_make_service_with_connect_info(front)
 }
 
 fn network(options: &Options) -> ProxyHeaders<NoDelayAcceptor> {

@@ -162,11 +162,11 @@ async fn the_unix_socket_asks_for_credentials_too_and_replaces_only_a_dead_one()
     listener.set_nonblocking(true).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
     assert!(server::bind_unix(&path).is_err(), "somebody listens there");
-    let (router, options) = (scene.service.app.router.clone(), scene.world.settings.http.server());
+    let (front, options) = (scene.service.app.front.clone(), scene.world.settings.http.server());
     let handle = ServerHandle::default();
     let stop = handle.clone();
     let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(async move { server::serve_unix(listener, router, &options, handle).await });
+    tasks.spawn(async move { server::serve_unix(listener, front, &options, handle).await });
     let connect = || UnixStream::connect(&path);
     assert_eq!(encrypt(connect().await.unwrap(), b"", &scene.token, "").await, "HTTP/1.1 200 OK");
     assert_eq!(encrypt(connect().await.unwrap(), b"", "kf_x", "").await, "HTTP/1.1 401 Unauthorized");

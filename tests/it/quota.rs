@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::bulk::{Half, OCTETS, all_transfers_end, problem, through};
-use crate::caller::{Answer, Caller};
+use crate::caller::{Answer, Caller, receive};
 use crate::service::World;
 
 async fn call(caller: &Caller) -> Answer {
@@ -406,4 +406,55 @@ async fn cold_keys_cost_a_tenant_no_more_kms_calls_than_he_may_cause() {
     world.pass(1);
     assert_eq!(caller.post("/v1/encrypt", &of("three")).await.status, 200);
     service.stop().await;
+}
+
+/// The calls that are made most are answered before the router where there are no quotas, and by it where there are.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_quotas_and_without_every_request_gets_the_same_answer() {
+    let without = World::new().await;
+    let mut with = World::new().await;
+    with.settings.quotas.tenant.requests_per_sec = 1_000_000;
+    let mut answers = Vec::new();
+    for world in [&without, &with] {
+        let service = world.start().await;
+        let known = service.tenant_and_caller("acme").await;
+        let good = json!({"plaintext": "YQ==", "context": {"a": "1"}}).to_string();
+        let mut seen = Vec::new();
+        for caller in [&known, &service.anonymous()] {
+            for path in [
+                "/v1/encrypt",
+                "/v1/encrypt?a=1",
+                "/v1/encrypt/",
+                "//v1/encrypt",
+                "/v1/Encrypt",
+                "/v1/%65ncrypt",
+                "/v1/encrypt%00",
+                "/v1/encrypt/batch",
+                "/v1/decrypt",
+                "/v1/rewrap",
+            ] {
+                for method in [Method::POST, Method::GET, Method::HEAD, Method::PUT, Method::OPTIONS] {
+                    for body in [&good, "{}"] {
+                        let request = caller.request(method.clone(), path);
+                        let request =
+                            request.header("content-type", "application/json").body(body.to_owned());
+                        let answer = receive(request).await;
+                        let mut names: Vec<String> = answer.headers.keys().map(ToString::to_string).collect();
+                        names.retain(|name| !name.starts_with("ratelimit"));
+                        names.sort_unstable();
+                        let allow = answer.headers.get("allow").cloned();
+                        let told = (answer.json["code"].clone(), answer.json["detail"].clone());
+                        seen.push((method.clone(), path, answer.status, names, allow, told));
+                    }
+                }
+            }
+        }
+        service.stop().await;
+        answers.push(seen);
+    }
+    let (with, without) = (answers.pop().unwrap(), answers.pop().unwrap());
+    assert!(without.iter().any(|seen| seen.2 == 200) && without.iter().any(|seen| seen.2 == 405));
+    for (without, with) in without.iter().zip(&with) {
+        assert_eq!(without, with);
+    }
 }

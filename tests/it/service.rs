@@ -96,16 +96,16 @@ pub(crate) async fn serve(
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let (handle, tasks) = (ServerHandle::default(), TaskTracker::new());
-    let (router, options, stop) = (app.router.clone(), settings.http.server(), handle.clone());
+    let (front, options, stop) = (app.front.clone(), settings.http.server(), handle.clone());
     let tls = settings.tls.options(address, &settings.data_dir);
     let tls = tls.map(|options| {
         Arc::new(Tls::open(options, clock.clone(), app.access.certificates().clone()).unwrap())
     });
     match tls.clone() {
         Some(tls) => tasks.spawn(async move {
-            server::serve_tls(listener, router, &tls, &options, stop).await.unwrap();
+            server::serve_tls(listener, front, &tls, &options, stop).await.unwrap();
         }),
-        None => tasks.spawn(async move { server::serve(listener, router, &options, stop).await.unwrap() }),
+        None => tasks.spawn(async move { server::serve(listener, front, &options, stop).await.unwrap() }),
     };
     Service { app, store, address, tls, handle, tasks }
 }

@@ -1,4 +1,4 @@
-//! The whole service in this process, behind its router: whatever is sent, it answers, and never with an error of its
+//! The whole service in this process, behind its edge: whatever is sent, it answers, and never with an error of its
 //! own; and what it opens is what it has sealed.
 
 use std::collections::VecDeque;
@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
-use axum::Router;
 use axum::body::Body;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -20,6 +19,7 @@ use keyfold::app::{App, Parts};
 use keyfold::audit::{Audit, FileOptions, Keys, OnFull, Options};
 use keyfold::clock::{Clock, Timestamp};
 use keyfold::config::Settings;
+use keyfold::http::Front;
 use keyfold::kms::local::{LocalKeyRing, Protection};
 use keyfold::operations::{ApiKeyGrant, Operations};
 use keyfold::store::sqlite::{SqliteOptions, SqliteStore};
@@ -43,7 +43,7 @@ pub struct Started {
     pub operations: Arc<Operations>,
     pub audit: Audit,
     pub folder: TempDir,
-    router: Router,
+    front: Front,
     token: String,
     _app: App,
 }
@@ -52,8 +52,8 @@ static STARTED: LazyLock<Started> = LazyLock::new(|| {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let folder = TempDir::new().unwrap();
     let (app, audit, token) = runtime.block_on(start(&folder));
-    let (router, operations) = (app.router.clone(), Arc::clone(&app.operations));
-    Started { runtime, operations, audit, folder, router, token, _app: app }
+    let (front, operations) = (app.front.clone(), Arc::clone(&app.operations));
+    Started { runtime, operations, audit, folder, front, token, _app: app }
 });
 
 pub fn started() -> &'static Started {
@@ -158,7 +158,7 @@ fn call(path: &str, media_type: &str, context: Option<&HeaderValue>, body: Body)
 fn send(request: Request<Body>) -> Answer {
     let started = started();
     started.runtime.block_on(async {
-        let response = started.router.clone().oneshot(request).await.unwrap();
+        let response = started.front.clone().oneshot(request).await.unwrap();
         let status = response.status();
         let body = response.into_body().collect().await;
         Answer { status, body: body.ok().map(|body| body.to_bytes().to_vec()) }

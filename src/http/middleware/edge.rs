@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use pin_project_lite::pin_project;
@@ -84,20 +84,20 @@ pub(in crate::http) fn request_id(headers: &HeaderMap) -> &str {
 /// anything, such as a token that was pasted where its id belongs: it is recorded nowhere.
 #[derive(Clone)]
 pub(in crate::http) struct Called {
-    method: Method,
-    route: Option<MatchedPath>,
+    pub(in crate::http) method: Method,
+    /// None where there is nothing at the path.
+    pub(in crate::http) route: Option<Arc<str>>,
 }
 
 impl Called {
-    pub(in crate::http) fn of(request: &Request) -> Self {
-        Self { method: request.method().clone(), route: request.extensions().get().cloned() }
+    fn route(&self) -> &str {
+        self.route.as_deref().unwrap_or("none")
     }
 }
 
 impl fmt::Display for Called {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
-        write!(f, "{} {route}", self.method)
+        write!(f, "{} {}", self.method, self.route())
     }
 }
 
@@ -110,11 +110,20 @@ fn acceptable(id: &HeaderValue) -> bool {
 
 /// Puts [`Edge`] around a service.
 #[derive(Clone)]
-pub(in crate::http) struct EdgeLayer(Arc<Outermost>);
+pub(in crate::http) struct EdgeLayer {
+    outermost: Arc<Outermost>,
+    route: Option<Arc<str>>,
+}
 
 impl EdgeLayer {
+    /// For what is no route.
     pub(in crate::http) fn new(outermost: Outermost) -> Self {
-        Self(Arc::new(outermost))
+        Self { outermost: Arc::new(outermost), route: None }
+    }
+
+    /// The same for a route with this template.
+    pub(in crate::http) fn of(&self, route: Arc<str>) -> Self {
+        Self { outermost: Arc::clone(&self.outermost), route: Some(route) }
     }
 }
 
@@ -122,14 +131,14 @@ impl<S> Layer<S> for EdgeLayer {
     type Service = Edge<S>;
 
     fn layer(&self, inner: S) -> Edge<S> {
-        Edge { inner, outermost: Arc::clone(&self.0) }
+        Edge { inner, layer: self.clone() }
     }
 }
 
 #[derive(Clone)]
 pub(in crate::http) struct Edge<S> {
     inner: S,
-    outermost: Arc<Outermost>,
+    layer: EdgeLayer,
 }
 
 impl<S> Service<Request> for Edge<S>
@@ -145,7 +154,7 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let Outermost { ids, proxies, ids_are_read } = &*self.outermost;
+        let Outermost { ids, proxies, ids_are_read } = &*self.layer.outermost;
         let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
         let id = theirs.unwrap_or_else(|| ids.next());
         if *ids_are_read {
@@ -157,7 +166,7 @@ where
             proxies.read_forwarded(&parts.headers, &mut parts.extensions);
             request = Request::from_parts(parts, body);
         }
-        let called = Called::of(&request);
+        let called = Called { method: request.method().clone(), route: self.layer.route.clone() };
         let inner = catch_unwind(AssertUnwindSafe(|| self.inner.call(request))).ok();
         EdgeFuture { inner, id: Some(id), called }
     }
@@ -221,8 +230,7 @@ fn presentable(mut response: Response, id: HeaderValue, called: &Called) -> Resp
 }
 
 fn log(problem: &Problem, called: &Called, request_id: &str) {
-    let method = &called.method;
-    let route = called.route.as_ref().map_or("none", MatchedPath::as_str);
+    let (method, route) = (&called.method, called.route());
     let (code, reason) = (problem.code.name(), problem.internal.as_deref().unwrap_or_default());
     match problem.code {
         Code::InternalError => tracing::error!(%method, route, code, reason, request_id, "request failed"),

@@ -27,6 +27,8 @@ use crate::operations::Operations;
 
 /// The limits of one route, and who watches over them.
 pub(in crate::http) struct Gate {
+    /// The route's template.
+    pub(in crate::http) route: Arc<str>,
     /// Not for health: it is answered however many requests are in flight. A busy service is not a dead one.
     pub(in crate::http) admission: Option<Arc<Admission>>,
     /// How long a request may take, its body included.
@@ -64,6 +66,9 @@ impl<S> Layer<S> for GateLayer {
     }
 }
 
+/// The answer of what is behind a gate.
+pub(in crate::http) type GatedFuture = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
 #[derive(Clone)]
 pub(in crate::http) struct Gated<S> {
     inner: S,
@@ -76,7 +81,7 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+    type Future = GatedFuture;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -101,11 +106,11 @@ impl Gate {
             Err(problem) => return problem.into_response(),
         };
         let unhurried = self.streams && is_streamed(request.headers());
-        let inside = self.find_out(place, request, inner);
+        let mut inside = pin!(self.find_out(place, request, inner));
         if unhurried {
             return inside.await;
         }
-        match in_time(self.time_max, inside).await {
+        match in_time(self.time_max, inside.as_mut()).await {
             Ok(response) => response,
             Err(_) => Problem::new(Code::DeadlineExceeded, Code::DeadlineExceeded.example()).into_response(),
         }
@@ -131,7 +136,7 @@ impl Gate {
         }
         let record = self.recorder.as_ref().zip(caller.clone());
         let record =
-            record.map(|(recorder, caller)| Unfinished { recorder, called: Called::of(&request), caller });
+            record.map(|(recorder, caller)| Unfinished { recorder, called: self.called(&request), caller });
         // The place is given back when all is done, the record too.
         let passed = Arc::new(Passed {
             place,
@@ -155,9 +160,13 @@ impl Gate {
         response
     }
 
+    fn called(&self, request: &Request) -> Called {
+        Called { method: request.method().clone(), route: Some(Arc::clone(&self.route)) }
+    }
+
     fn turn_away(&self, request: &Request, problem: Problem) -> Response {
         if let Some(recorder) = &self.recorder {
-            let route = Called::of(request).to_string();
+            let route = self.called(request).to_string();
             let request_id = request_id(request.headers());
             let reason = problem.internal.as_deref().unwrap_or(&problem.detail);
             let stranger = Stranger { request_id, source: source(request.extensions()), reason };
@@ -189,8 +198,7 @@ impl Unfinished<'_> {
 
 /// What `future` comes to, or nothing where it takes longer. Most requests are answered without having to wait, and pay
 /// for no timer.
-async fn in_time<F: Future>(time_max: Duration, future: F) -> Result<F::Output, Elapsed> {
-    let mut future = pin!(future);
+async fn in_time<F: Future>(time_max: Duration, mut future: Pin<&mut F>) -> Result<F::Output, Elapsed> {
     if let Poll::Ready(output) = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await {
         return Ok(output);
     }

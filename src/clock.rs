@@ -49,14 +49,23 @@ impl Timestamp {
     }
 }
 
-/// RFC 3339 in UTC, to the millisecond. Written digit by digit: every record of the audit has one.
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000);
-        let Some((at, year)) = at.ok().and_then(|at| Some((at, u16::try_from(at.year()).ok()?))) else {
-            return write!(f, "{} ms after 1970", self.0);
-        };
-        let mut text = *b"0000-00-00T00:00:00.000Z";
+/// The longest that [`Timestamp::spell`] writes.
+const RFC3339_BYTES_MAX: usize = "0000-00-00T00:00:00.000Z".len();
+
+impl Timestamp {
+    /// Appends what `Display` prints, without going through a formatter: every record of the audit has one.
+    pub fn write_to(self, out: &mut Vec<u8>) {
+        match self.spell(&mut [0; RFC3339_BYTES_MAX]) {
+            Some(text) => out.extend_from_slice(text.as_bytes()),
+            None => out.extend_from_slice(self.to_string().as_bytes()),
+        }
+    }
+
+    /// RFC 3339 in UTC, to the millisecond; none for years that it has no digits for.
+    fn spell(self, text: &mut [u8; RFC3339_BYTES_MAX]) -> Option<&str> {
+        let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000).ok()?;
+        let year = u16::try_from(at.year()).ok()?;
+        *text = *b"0000-00-00T00:00:00.000Z";
         write_digits(year, &mut text[..4]);
         for (from, two) in
             [(5, at.month().into()), (8, at.day()), (11, at.hour()), (14, at.minute()), (17, at.second())]
@@ -71,7 +80,17 @@ impl fmt::Display for Timestamp {
         }
         let end = if end == 20 { 19 } else { end };
         text[end] = b'Z';
-        f.write_str(std::str::from_utf8(&text[..=end]).unwrap_or_default())
+        std::str::from_utf8(&text[..=end]).ok()
+    }
+}
+
+/// RFC 3339 in UTC, to the millisecond.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.spell(&mut [0; RFC3339_BYTES_MAX]) {
+            Some(text) => f.write_str(text),
+            None => write!(f, "{} ms after 1970", self.0),
+        }
     }
 }
 
@@ -192,6 +211,9 @@ mod tests {
         fn a_timestamp_reads_as_the_time_crate_writes_it(ms in -62_135_596_800_000_i64..253_402_300_800_000) {
             let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap();
             let written = at.format(&time::format_description::well_known::Rfc3339).unwrap();
+            let mut line = Vec::new();
+            Timestamp::from_unix_ms(ms).write_to(&mut line);
+            proptest::prop_assert_eq!(&line, written.as_bytes());
             proptest::prop_assert_eq!(Timestamp::from_unix_ms(ms).to_string(), written);
         }
     }

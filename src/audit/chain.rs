@@ -162,7 +162,10 @@ impl Link {
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 fn write_hex(bytes: &[u8], text: &mut Vec<u8>) {
-    text.extend(bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|n| DIGITS[usize::from(n)]));
+    text.reserve(2 * bytes.len());
+    for byte in bytes {
+        text.extend_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

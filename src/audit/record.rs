@@ -1,7 +1,5 @@
 //! What a record says, and how it stands in a line.
 
-use std::fmt::Display;
-use std::io::Write as _;
 use std::net::IpAddr;
 
 use envelope::{DataKeyId, EncryptionContext};
@@ -124,13 +122,13 @@ impl Record<'_> {
         object.some_text("principal", self.principal.map_or("", PrincipalId::as_str));
         object.some_word("method", self.method);
         if let Some(source) = self.source {
-            object.display("source", &source);
+            object.source(source);
         }
         object.some_text("request_id", self.request_id);
         let tenant = self.tenant.map_or("", TenantId::as_str);
         object.some_word("tenant", tenant);
         if let Some(id) = self.change_id {
-            object.display("change_id", &format_args!("{id:016x}"));
+            object.word("change_id", &format!("{id:016x}"));
         }
         if let Some((kind, id)) = self.named {
             object.some_text(kind, id);
@@ -156,7 +154,7 @@ impl Details {
     fn write(&self, tenant: &str, keys: &Keys, object: &mut Object<'_>) {
         object.some_word("key", self.key.as_ref().map_or("", KeyName::as_str));
         if let Some(dek) = self.dek {
-            object.display("dek", &dek);
+            object.quoted("dek", |line| dek.write_to(line));
         }
         object.bytes(self.bytes_in, self.bytes_out);
         if let Some(context) = &self.context {
@@ -232,15 +230,21 @@ pub(super) struct Object<'a>(&'a mut Vec<u8>);
 
 /// Begins a line with its number.
 pub(super) fn number_line(line: &mut Vec<u8>, seq: u64) {
+    line.extend_from_slice(b"{\"seq\":");
+    write_number(line, seq);
+}
+
+/// In decimal digits, which is how JSON has it.
+fn write_number(line: &mut Vec<u8>, number: u64) {
     // Writing into memory does not fail.
-    let _ = write!(line, "{{\"seq\":{seq}");
+    let _ = serde_json::to_writer(line, &number);
 }
 
 impl<'a> Object<'a> {
     /// The members that follow the number in every line.
     pub(super) fn begin(line: &'a mut Vec<u8>, event: &str, time: Timestamp) -> Self {
         let mut object = Self(line);
-        object.display("time", &time);
+        object.quoted("time", |line| time.write_to(line));
         object.word("event", event);
         object
     }
@@ -255,10 +259,7 @@ impl<'a> Object<'a> {
         debug_assert!(
             word.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\')
         );
-        self.name(name);
-        self.0.push(b'"');
-        self.0.extend_from_slice(word.as_bytes());
-        self.0.push(b'"');
+        self.quoted(name, |line| line.extend_from_slice(word.as_bytes()));
     }
 
     fn some_word(&mut self, name: &str, word: &str) {
@@ -267,10 +268,26 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// The same, of what can be shown.
-    fn display(&mut self, name: &str, text: &impl Display) {
+    fn source(&mut self, source: IpAddr) {
+        match source {
+            IpAddr::V4(source) => self.quoted("source", |line| {
+                for (at, octet) in source.octets().into_iter().enumerate() {
+                    if at > 0 {
+                        line.push(b'.');
+                    }
+                    write_number(line, octet.into());
+                }
+            }),
+            IpAddr::V6(source) => self.word("source", &source.to_string()),
+        }
+    }
+
+    /// The same, of what is written straight into the line: a formatter would take as long as all the rest.
+    fn quoted(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) {
         self.name(name);
-        let _ = write!(self.0, "\"{text}\"");
+        self.0.push(b'"');
+        write(self.0);
+        self.0.push(b'"');
     }
 
     pub(super) fn some_text(&mut self, name: &str, text: &str) {
@@ -281,7 +298,7 @@ impl<'a> Object<'a> {
 
     pub(super) fn number(&mut self, name: &str, number: u64) {
         self.name(name);
-        let _ = write!(self.0, "{number}");
+        write_number(self.0, number);
     }
 
     /// A list that is not empty.

@@ -30,6 +30,12 @@ impl DataKeyId {
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
+
+    /// Appends what `Display` prints, without going through a formatter.
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        let mut spelled = Uuid::encode_buffer();
+        out.extend_from_slice(Uuid::from_bytes(self.0).hyphenated().encode_lower(&mut spelled).as_bytes());
+    }
 }
 
 impl fmt::Display for DataKeyId {

@@ -96,7 +96,7 @@ pub(in crate::http) fn write(decrypted: &Decrypted, out: &mut Vec<u8>) -> Result
     out.extend_from_slice(br#"","key":""#);
     out.extend_from_slice(decrypted.key.as_str().as_bytes());
     out.extend_from_slice(br#"","dek_id":""#);
-    out.extend_from_slice(decrypted.dek_id.to_string().as_bytes());
+    decrypted.dek_id.write_to(out);
     out.extend_from_slice(br#"","rewrap_advised":"#);
     out.extend_from_slice(if decrypted.rewrap_advised { b"true" } else { b"false" });
     Ok(())

@@ -120,6 +120,6 @@ pub(in crate::http) fn write(encrypted: &Encrypted, out: &mut Vec<u8>) {
     out.extend_from_slice(br#"","key":""#);
     out.extend_from_slice(encrypted.key.as_str().as_bytes());
     out.extend_from_slice(br#"","dek_id":""#);
-    out.extend_from_slice(encrypted.dek_id.to_string().as_bytes());
+    encrypted.dek_id.write_to(out);
     out.push(b'"');
 }

@@ -111,9 +111,9 @@ pub(in crate::http) fn write(rewrapped: &Rewrapped, out: &mut Vec<u8>) {
     out.extend_from_slice(br#"","changed":"#);
     out.extend_from_slice(if rewrapped.changed { b"true" } else { b"false" });
     out.extend_from_slice(br#","from_dek_id":""#);
-    out.extend_from_slice(rewrapped.from_dek_id.to_string().as_bytes());
+    rewrapped.from_dek_id.write_to(out);
     out.extend_from_slice(br#"","to_dek_id":""#);
-    out.extend_from_slice(rewrapped.to_dek_id.to_string().as_bytes());
+    rewrapped.to_dek_id.write_to(out);
     out.push(b'"');
 }
 

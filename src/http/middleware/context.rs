@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::Request;
+use envelope::EncryptionContext;
 use http::{Extensions, HeaderMap, HeaderName};
 use serde::Deserialize;
 
@@ -126,7 +127,7 @@ impl TryFrom<ContextEntry> for Rule {
                 "the context name {name:?}: use 1 to {NAME_BYTES_MAX} bytes, none a control"
             ));
         }
-        if envelope::EncryptionContext::is_reserved(&name) {
+        if EncryptionContext::is_reserved(&name) {
             return Err(format!("the context name {name:?} is reserved: use one without keyfold: or aws"));
         }
         if !(1..=4_096).contains(&value_bytes_max) {
@@ -199,7 +200,8 @@ impl ContextRules {
     /// What a call with this credential and these headers adds to its context. What depends on the tenant is added
     /// by [`ContextRules::for_tenant`].
     fn resolve(&self, principal: &Principal, headers: &HeaderMap) -> Result<ServiceContext, Problem> {
-        let mut context = ServiceContext { names: Arc::clone(&self.names), ..ServiceContext::default() };
+        let (message, bound) = (EncryptionContext::new(), EncryptionContext::new());
+        let mut context = ServiceContext { names: Arc::clone(&self.names), message, bound };
         for rule in self.rules.iter().filter(|rule| rule.origin != Origin::Tenant) {
             match rule.value(principal, headers)? {
                 Some(value) => rule.bind_to(&mut context, &value)?,

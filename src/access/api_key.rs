@@ -172,25 +172,21 @@ impl ApiKeys {
         &self.pepper
     }
 
+    /// `book` was asked for just now: that it was to be had says that the registry has answered recently enough.
     pub(super) async fn authenticate(
         &self,
         bearer: &str,
         book: &Arc<Book>,
     ) -> Result<Arc<Principal>, AuthenticationError> {
         let token = Token::parse(bearer).ok_or(AuthenticationError::Malformed)?;
-        let known = match self.remembered(token.id, book) {
-            Some(known) => known,
-            None => self.looked_up(token.id, book).await?,
-        };
-        self.check(&known, &token)
-    }
-
-    fn remembered(&self, id: &str, book: &Arc<Book>) -> Option<Arc<Known>> {
-        let known = self.known.pin().get(id).cloned()?;
-        let current = known.seen_mark == self.mark.now()
+        if let Some(known) = self.known.pin().get(token.id)
+            && known.seen_mark == self.mark.now()
             && Arc::ptr_eq(&known.book, book)
-            && self.watch.is_current(self.clock.monotonic());
-        current.then_some(known)
+        {
+            return self.check(known, &token);
+        }
+        let known = self.looked_up(token.id, book).await?;
+        self.check(&known, &token)
     }
 
     async fn looked_up(&self, id: &str, book: &Arc<Book>) -> Result<Arc<Known>, AuthenticationError> {

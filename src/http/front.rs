@@ -12,12 +12,14 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
+use axum::handler::Handler;
 use axum::response::Response;
 use axum::routing::future::RouteFuture;
 use http::Method;
 use pin_project_lite::pin_project;
-use tower::{Layer as _, Service};
+use tower::Service;
 
+use super::HttpState;
 use super::middleware::edge::{EdgeFuture, EdgeLayer};
 use super::middleware::gate::{GateLayer, GatedFuture};
 
@@ -35,16 +37,26 @@ pub(super) struct Frequent {
 }
 
 impl Frequent {
-    /// This service, within the layers of its route.
-    pub(super) fn new<S>(path: Arc<str>, edge: &EdgeLayer, gate: &GateLayer, service: S) -> Self
+    /// This handler, within the layers of its route.
+    pub(super) fn new<H, T>(
+        path: Arc<str>,
+        edge: EdgeLayer,
+        gate: GateLayer,
+        handler: H,
+        state: State,
+    ) -> Self
     where
-        S: Service<Request, Response = Response, Error = Infallible, Future: Send>,
-        S: Clone + Send + Sync + 'static,
+        H: Handler<T, State> + Sync,
     {
-        let service = edge.layer(gate.layer(service));
-        Self { path, answer: Box::new(move |request| service.clone().call(request)) }
+        let answer = move |request| {
+            let (handler, state) = (handler.clone(), Arc::clone(&state));
+            edge.around(request, |request| gate.before(request, |request| handler.call(request, state)))
+        };
+        Self { path, answer: Box::new(answer) }
     }
 }
+
+type State = Arc<HttpState>;
 
 impl Front {
     pub(super) fn new(frequent: Vec<Frequent>, router: Router) -> Self {

@@ -70,7 +70,8 @@ pub struct Options {
     /// How many requests may be in flight at once. Default 1,024.
     pub in_flight_max: usize,
     /// From how many of them on, in percent of the limit, each tenant is held to its share, so that one tenant alone
-    /// cannot fill the service: the same of transfers. 100 for never. Default 75.
+    /// cannot fill the service: the same of transfers, and of administration's places for each principal. 100 for
+    /// never. Default 75.
     pub fair_from_percent: usize,
     /// The most items of a batch. Default 10,000.
     pub batch_items_max: usize,
@@ -151,7 +152,7 @@ enum Guard {
 type Methods = fn() -> UtoipaMethodRouter<Arc<HttpState>>;
 
 /// Makes of a handler what is called before the router.
-type MakeFrequent = fn(Arc<HttpState>, Arc<str>, &EdgeLayer, &GateLayer) -> Frequent;
+type MakeFrequent = fn(Arc<str>, EdgeLayer, GateLayer, Arc<HttpState>) -> Frequent;
 
 /// A route and all that must be said of it.
 struct Route {
@@ -277,21 +278,19 @@ fn route_table(options: &Options) -> Vec<Route> {
     };
     vec![
         Route {
-            frequent: Some(|state, path, edge, gate| {
-                Frequent::new(path, edge, gate, encrypt::encrypt.with_state(state))
+            frequent: Some(|path, edge, gate, state| {
+                Frequent::new(path, edge, gate, encrypt::encrypt, state)
             }),
             ..data(|| routes!(encrypt::encrypt), DATA)
         },
         Route {
-            frequent: Some(|state, path, edge, gate| {
-                Frequent::new(path, edge, gate, decrypt::decrypt.with_state(state))
+            frequent: Some(|path, edge, gate, state| {
+                Frequent::new(path, edge, gate, decrypt::decrypt, state)
             }),
             ..data(|| routes!(decrypt::decrypt), OPENING)
         },
         Route {
-            frequent: Some(|state, path, edge, gate| {
-                Frequent::new(path, edge, gate, rewrap::rewrap.with_state(state))
-            }),
+            frequent: Some(|path, edge, gate, state| Frequent::new(path, edge, gate, rewrap::rewrap, state)),
             ..data(|| routes!(rewrap::rewrap), OPENING)
         },
         batch(|| routes!(bulk::batch::encrypt_batch), DATA),
@@ -348,7 +347,7 @@ pub fn edge(
         edge: edge.clone(),
         access: Arc::clone(access),
         data: Arc::new(Admission::new(options.in_flight_max, options.fair_from_percent, full)),
-        admin: Arc::new(Admission::new(options.admin_in_flight_max, 100, full)),
+        admin: Arc::new(Admission::new(options.admin_in_flight_max, options.fair_from_percent, full)),
         quotas: Quotas::new(&options.quotas, operations.clock()).map(Arc::new),
         recorder: options.recorded.then(|| Arc::clone(&operations)),
     };
@@ -420,6 +419,7 @@ fn guarded(route: &Route, gates: &Gates, state: &Arc<HttpState>) -> Guarded {
     let gate = Gate {
         route: Arc::clone(&path),
         admission: guarded.then(|| Arc::clone(if route.data { &gates.data } else { &gates.admin })),
+        by_principal: !route.data,
         time_max: route.time_max,
         streams: route.streams,
         body_bytes_max: route.body_bytes_max,
@@ -430,7 +430,8 @@ fn guarded(route: &Route, gates: &Gates, state: &Arc<HttpState>) -> Guarded {
     let (edge, gate) = (gates.edge.of(Arc::clone(&path)), GateLayer(Arc::new(gate)));
     // With quotas the layers are not the same.
     let frequent = route.frequent.filter(|_| quotas.is_none());
-    let frequent = frequent.map(|make| make(Arc::clone(state), Arc::clone(&path), &edge, &gate));
+    let frequent =
+        frequent.map(|make| make(Arc::clone(&path), edge.clone(), gate.clone(), Arc::clone(state)));
     Guarded { path, methods: methods.layer((edge, gate)), frequent }
 }
 

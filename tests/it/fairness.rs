@@ -11,12 +11,16 @@ use tokio::net::TcpStream;
 use crate::caller::Caller;
 use crate::service::{KEK, World};
 
+/// A path and the media type of what is sent there.
+type Call = (&'static str, &'static str);
+
 /// A call that is in flight for as long as this is kept: its head is sent, its body never. Or what the service says
 /// instead of asking for the body.
-async fn begin(address: SocketAddr, caller: &Caller, media_type: &str) -> Result<TcpStream, String> {
+async fn begin(address: SocketAddr, caller: &Caller, call: Call) -> Result<TcpStream, String> {
     let mut stream = TcpStream::connect(address).await.unwrap();
+    let (path, media_type) = call;
     let head = format!(
-        "POST /v1/encrypt HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: {media_type}\r\n\
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: {media_type}\r\n\
          content-length: 1000\r\nexpect: 100-continue\r\n\r\n",
         caller.token()
     );
@@ -27,7 +31,7 @@ async fn begin(address: SocketAddr, caller: &Caller, media_type: &str) -> Result
     if answer.starts_with("HTTP/1.1 100") { Ok(stream) } else { Err(answer) }
 }
 
-async fn one_tenant_leaves_room(media_type: &str, limit: impl FnOnce(&mut HttpSettings)) {
+async fn one_leaves_room(call: Call, limit: impl FnOnce(&mut HttpSettings)) {
     let mut world = World::new().await;
     limit(&mut world.settings.http);
     let service = world.start().await;
@@ -35,31 +39,28 @@ async fn one_tenant_leaves_room(media_type: &str, limit: impl FnOnce(&mut HttpSe
     let late = service.tenant_and_caller("late").await;
     let mut floods = Vec::new();
     for _ in 0..6 {
-        floods.push(begin(service.address, &flood, media_type).await.unwrap());
+        floods.push(begin(service.address, &flood, call).await.unwrap());
     }
     // Three quarters are what one tenant gets.
-    let refused = begin(service.address, &flood, media_type).await.unwrap_err();
+    let refused = begin(service.address, &flood, call).await.unwrap_err();
     assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("\"overloaded\""), "{refused}");
     assert!(refused.contains("its share"), "{refused}");
     assert!(refused.to_ascii_lowercase().contains("retry-after: "), "{refused}");
-    // Another tenant sees nothing of it.
-    meek.encrypt(b"hello", &json!({})).await;
+    // Another one sees nothing of it.
+    meek.post_text(call.0, "{}").await.problem("malformed_request");
     let mut meeks = Vec::new();
     for _ in 0..2 {
-        meeks.push(begin(service.address, &meek, media_type).await.unwrap());
+        meeks.push(begin(service.address, &meek, call).await.unwrap());
     }
     // Full. The place that comes free is for who has none yet.
-    assert!(begin(service.address, &late, media_type).await.is_err());
+    assert!(begin(service.address, &late, call).await.is_err());
     floods.pop();
     let mut got = None;
     let asks = async {
         while got.is_none() {
-            assert!(begin(service.address, &flood, media_type).await.is_err(), "the flood got the place");
-            assert!(
-                begin(service.address, &meek, media_type).await.is_err(),
-                "two of eight are a third's share"
-            );
-            got = begin(service.address, &late, media_type).await.ok();
+            assert!(begin(service.address, &flood, call).await.is_err(), "the flood got the place");
+            assert!(begin(service.address, &meek, call).await.is_err(), "two of eight are a third's share");
+            got = begin(service.address, &late, call).await.ok();
         }
     };
     assert!(tokio::time::timeout(Duration::from_secs(60), asks).await.is_ok(), "the place never came free");
@@ -69,7 +70,7 @@ async fn one_tenant_leaves_room(media_type: &str, limit: impl FnOnce(&mut HttpSe
         loop {
             let mut held = Vec::new();
             while held.len() < 6
-                && let Ok(stream) = begin(service.address, &flood, media_type).await
+                && let Ok(stream) = begin(service.address, &flood, call).await
             {
                 held.push(stream);
             }
@@ -84,12 +85,17 @@ async fn one_tenant_leaves_room(media_type: &str, limit: impl FnOnce(&mut HttpSe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_one_tenants_calls_leaves_room_for_the_others() {
-    one_tenant_leaves_room("application/json", |http| http.in_flight_max = 8).await;
+    one_leaves_room(("/v1/encrypt", "application/json"), |http| http.in_flight_max = 8).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_one_tenants_transfers_leaves_room_for_the_others() {
-    one_tenant_leaves_room("application/octet-stream", |http| http.transfers_max = 8).await;
+    one_leaves_room(("/v1/encrypt", "application/octet-stream"), |http| http.transfers_max = 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_one_administrators_calls_leaves_room_for_the_others() {
+    one_leaves_room(("/v1/tenants", "application/json"), |http| http.admin_in_flight_max = 8).await;
 }
 
 /// Administration has places of its own, and only so many: a KMS that hangs under it does not stop the data plane.

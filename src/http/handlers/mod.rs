@@ -119,7 +119,10 @@ impl<V: PermitVerb, S: Send + Sync> FromRequestParts<S> for Permitted<V> {
             tab.open(permit.tenant(), permit.principal(), announced(&parts.headers))?;
         }
         let Some(circumstances) = &caller.1 else { return Ok(Self(permit)) };
-        let of_tenant = passed.rules.for_tenant(circumstances, permit.tenant())?.map(Arc::new);
+        let of_tenant = match &passed.rules {
+            Some(rules) => rules.for_tenant(circumstances, permit.tenant())?.map(Arc::new),
+            None => None,
+        };
         Ok(Self(permit.under(Some(of_tenant.unwrap_or_else(|| Arc::clone(circumstances))))))
     }
 }

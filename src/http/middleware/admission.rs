@@ -4,14 +4,13 @@
 //! And whose they are: once the service fills up, a tenant that already holds more than its share of the places gets no
 //! further ones, so that a flood of one tenant leaves room for all others (stochastic fairness, as in SFQ and BLUE: the
 //! tenants' counts are kept in two rows of slots and the lower of the two is believed, so that nobody waits on a lock
-//! and no number of tenants takes more memory).
+//! and no number of tenants takes more memory). Administration's places are shared by principals in the same way.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::http::problem::{Code, Problem};
-use crate::tenant::TenantId;
 
 /// Counts the requests in flight.
 pub(in crate::http) struct Admission {
@@ -39,7 +38,7 @@ impl Admission {
     /// A place for one request, where there is one.
     pub(in crate::http) fn enter(self: &Arc<Self>) -> Result<Place, Problem> {
         let before = self.in_flight.fetch_add(1, Ordering::AcqRel);
-        let place = Place { admission: Arc::clone(self), tenant: OnceLock::new() };
+        let place = Place { admission: Arc::clone(self), holder: OnceLock::new() };
         if before < self.in_flight_max { Ok(place) } else { Err(Problem::new(Code::Overloaded, self.full)) }
     }
 }
@@ -47,80 +46,80 @@ impl Admission {
 /// Is free again when the request ends, however it ends.
 pub(in crate::http) struct Place {
     admission: Arc<Admission>,
-    tenant: OnceLock<Slots>,
+    holder: OnceLock<Slots>,
 }
 
 impl Place {
-    /// The place is this tenant's, unless the service is filling up and the tenant holds its share already.
-    pub(in crate::http) fn belongs_to(&self, tenant: &TenantId) -> Result<(), Problem> {
+    /// The place is this tenant's or principal's, unless the service is filling up and he holds his share already.
+    pub(in crate::http) fn belongs_to(&self, holder: &impl Hash) -> Result<(), Problem> {
         let Admission { in_flight, fair_from, in_flight_max, shares, .. } = &*self.admission;
-        let slots = shares.slots(tenant);
-        if self.tenant.set(slots).is_err() {
+        let slots = shares.slots(holder);
+        if self.holder.set(slots).is_err() {
             return Ok(());
         }
         let held = shares.take(slots);
         if in_flight.load(Ordering::Acquire) <= *fair_from {
             return Ok(());
         }
-        // One share is kept free for a tenant that is yet to come.
-        let share = in_flight_max / (shares.tenants.load(Ordering::Acquire) + 1);
+        // One share is kept free for somebody who is yet to come.
+        let share = in_flight_max / (shares.holders.load(Ordering::Acquire) + 1);
         if held <= share.max(1) {
             return Ok(());
         }
         Err(Problem::new(
             Code::Overloaded,
-            "the service is nearly full, and this tenant has its share of it in flight: send fewer at once",
+            "the service is nearly full, and this caller or tenant has its share of it in flight: send fewer at once",
         ))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(slots) = self.tenant.get() {
+        if let Some(slots) = self.holder.get() {
             self.admission.shares.give_back(*slots);
         }
         self.admission.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// A tenant's slot in either row.
+/// A holder's slot in either row.
 type Slots = [usize; 2];
 
 const SLOTS: usize = 4_096;
 
-/// How many places each tenant holds. Two tenants are taken for one only where they meet in both rows: once in 16
+/// How many places each tenant or principal holds. Two of them are taken for one only where they meet in both rows: once in 16
 /// million pairs, and in other pairs with every start.
 struct Shares {
     rows: [Box<[AtomicUsize]>; 2],
     hasher: RandomState,
-    /// How many tenants hold any: the slots of the first row that are not empty.
-    tenants: AtomicUsize,
+    /// How many hold any: the slots of the first row that are not empty.
+    holders: AtomicUsize,
 }
 
 impl Shares {
     fn new() -> Self {
         let row = || (0..SLOTS).map(|_| AtomicUsize::new(0)).collect();
-        Self { rows: [row(), row()], hasher: RandomState::new(), tenants: AtomicUsize::new(0) }
+        Self { rows: [row(), row()], hasher: RandomState::new(), holders: AtomicUsize::new(0) }
     }
 
-    fn slots(&self, tenant: &TenantId) -> Slots {
-        let hash = self.hasher.hash_one(tenant);
+    fn slots(&self, holder: &impl Hash) -> Slots {
+        let hash = self.hasher.hash_one(holder);
         // The remainder fits.
         [hash, hash >> 32].map(|part| usize::try_from(part % SLOTS as u64).unwrap_or(0))
     }
 
-    /// How many the tenant holds with this one.
+    /// How many the holder has with this one.
     fn take(&self, slots: Slots) -> usize {
         let first = self.rows[0][slots[0]].fetch_add(1, Ordering::AcqRel);
         if first == 0 {
-            self.tenants.fetch_add(1, Ordering::AcqRel);
+            self.holders.fetch_add(1, Ordering::AcqRel);
         }
         first.min(self.rows[1][slots[1]].fetch_add(1, Ordering::AcqRel)) + 1
     }
 
     fn give_back(&self, slots: Slots) {
         if self.rows[0][slots[0]].fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.tenants.fetch_sub(1, Ordering::AcqRel);
+            self.holders.fetch_sub(1, Ordering::AcqRel);
         }
         self.rows[1][slots[1]].fetch_sub(1, Ordering::AcqRel);
     }
@@ -129,6 +128,7 @@ impl Shares {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tenant::TenantId;
 
     fn admission(in_flight_max: usize, fair_from_percent: usize) -> Arc<Admission> {
         Arc::new(Admission::new(in_flight_max, fair_from_percent, Code::Overloaded.example()))
@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(flood(&admission, "fourth").len(), 25, "a share of 25");
         drop((second, third));
         assert_eq!(admission.gauge().load(Ordering::Acquire), 0);
-        assert_eq!(admission.shares.tenants.load(Ordering::Acquire), 0);
+        assert_eq!(admission.shares.holders.load(Ordering::Acquire), 0);
         assert!(admission.shares.rows.iter().flatten().all(|slot| slot.load(Ordering::Acquire) == 0));
     }
 
@@ -177,7 +177,7 @@ mod tests {
         let others: Vec<Place> = (0..256)
             .map(|number| {
                 let place = admission.enter().ok().unwrap();
-                place.belongs_to(&format!("tenant-{number}").parse().unwrap()).ok().unwrap();
+                place.belongs_to(&format!("tenant-{number}")).ok().unwrap();
                 place
             })
             .collect();

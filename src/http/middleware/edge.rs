@@ -125,6 +125,29 @@ impl EdgeLayer {
     pub(in crate::http) fn of(&self, route: Arc<str>) -> Self {
         Self { outermost: Arc::clone(&self.outermost), route: Some(route) }
     }
+
+    /// The answer to a request that `inner` takes, made presentable.
+    pub(in crate::http) fn around<F>(
+        &self,
+        mut request: Request,
+        inner: impl FnOnce(Request) -> F,
+    ) -> EdgeFuture<F> {
+        let Outermost { ids, proxies, ids_are_read } = &*self.outermost;
+        let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
+        let id = theirs.unwrap_or_else(|| ids.next());
+        if *ids_are_read {
+            // Inner layers read it where it came from: the one that counts, and no other.
+            request.headers_mut().insert(REQUEST_ID, id.clone());
+        }
+        if proxies.told_by.is_some() {
+            let (mut parts, body) = request.into_parts();
+            proxies.read_forwarded(&parts.headers, &mut parts.extensions);
+            request = Request::from_parts(parts, body);
+        }
+        let called = Called { method: request.method().clone(), route: self.route.clone() };
+        let inner = catch_unwind(AssertUnwindSafe(|| inner(request))).ok();
+        EdgeFuture { inner, id: Some(id), called }
+    }
 }
 
 impl<S> Layer<S> for EdgeLayer {
@@ -153,22 +176,8 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request) -> Self::Future {
-        let Outermost { ids, proxies, ids_are_read } = &*self.layer.outermost;
-        let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
-        let id = theirs.unwrap_or_else(|| ids.next());
-        if *ids_are_read {
-            // Inner layers read it where it came from: the one that counts, and no other.
-            request.headers_mut().insert(REQUEST_ID, id.clone());
-        }
-        if proxies.told_by.is_some() {
-            let (mut parts, body) = request.into_parts();
-            proxies.read_forwarded(&parts.headers, &mut parts.extensions);
-            request = Request::from_parts(parts, body);
-        }
-        let called = Called { method: request.method().clone(), route: self.layer.route.clone() };
-        let inner = catch_unwind(AssertUnwindSafe(|| self.inner.call(request))).ok();
-        EdgeFuture { inner, id: Some(id), called }
+    fn call(&mut self, request: Request) -> Self::Future {
+        self.layer.around(request, |request| self.inner.call(request))
     }
 }
 

@@ -31,6 +31,8 @@ pub(in crate::http) struct Gate {
     pub(in crate::http) route: Arc<str>,
     /// Not for health: it is answered however many requests are in flight. A busy service is not a dead one.
     pub(in crate::http) admission: Option<Arc<Admission>>,
+    /// Whether the places are shared by principals; where not, by tenants, once a call's is known.
+    pub(in crate::http) by_principal: bool,
     /// How long a request may take, its body included.
     pub(in crate::http) time_max: Duration,
     /// Whether it also takes bodies that are streamed: they have an idle time of their own instead.
@@ -51,18 +53,31 @@ pub(in crate::http) struct Passed {
     pub(in crate::http) body_bytes_max: usize,
     /// Every route with a guard has one.
     pub(in crate::http) caller: Option<Caller>,
-    pub(in crate::http) rules: ContextRules,
+    /// None where there are none.
+    pub(in crate::http) rules: Option<ContextRules>,
 }
 
 /// Puts a gate in front of a service.
 #[derive(Clone)]
 pub(in crate::http) struct GateLayer(pub(in crate::http) Arc<Gate>);
 
+impl GateLayer {
+    /// The answer to a request that passes the gate before `next` gets it.
+    pub(in crate::http) fn before<N, F>(&self, request: Request, next: N) -> GatedFuture
+    where
+        N: FnOnce(Request) -> F + Send + 'static,
+        F: Future<Output = Response> + Send,
+    {
+        let gate = Arc::clone(&self.0);
+        Box::pin(async move { Ok(gate.let_in(request, next).await) })
+    }
+}
+
 impl<S> Layer<S> for GateLayer {
     type Service = Gated<S>;
 
     fn layer(&self, inner: S) -> Gated<S> {
-        Gated { inner, gate: Arc::clone(&self.0) }
+        Gated { inner, layer: self.clone() }
     }
 }
 
@@ -72,7 +87,7 @@ pub(in crate::http) type GatedFuture = Pin<Box<dyn Future<Output = Result<Respon
 #[derive(Clone)]
 pub(in crate::http) struct Gated<S> {
     inner: S,
-    gate: Arc<Gate>,
+    layer: GateLayer,
 }
 
 impl<S> Service<Request> for Gated<S>
@@ -90,23 +105,26 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         // The one that was found ready is the one that is called.
         let next = self.inner.clone();
-        let inner = std::mem::replace(&mut self.inner, next);
-        let gate = Arc::clone(&self.gate);
-        Box::pin(async move { Ok(gate.let_in(request, inner).await) })
+        let mut inner = std::mem::replace(&mut self.inner, next);
+        self.layer.before(request, move |request| async move {
+            let Ok(response) = inner.call(request).await;
+            response
+        })
     }
 }
 
 impl Gate {
-    async fn let_in<S>(&self, request: Request, inner: S) -> Response
+    async fn let_in<N, F>(&self, request: Request, next: N) -> Response
     where
-        S: Service<Request, Response = Response, Error = Infallible>,
+        N: FnOnce(Request) -> F,
+        F: Future<Output = Response>,
     {
         let place = match self.admission.as_ref().map(Admission::enter).transpose() {
             Ok(place) => place,
             Err(problem) => return problem.into_response(),
         };
         let unhurried = self.streams && is_streamed(request.headers());
-        let mut inside = pin!(self.find_out(place, request, inner));
+        let mut inside = pin!(self.find_out(place, request, next));
         if unhurried {
             return inside.await;
         }
@@ -116,9 +134,10 @@ impl Gate {
         }
     }
 
-    async fn find_out<S>(&self, place: Option<Place>, mut request: Request, mut inner: S) -> Response
+    async fn find_out<N, F>(&self, place: Option<Place>, mut request: Request, next: N) -> Response
     where
-        S: Service<Request, Response = Response, Error = Infallible>,
+        N: FnOnce(Request) -> F,
+        F: Future<Output = Response>,
     {
         let (mut caller, mut allowed) = (None, Ok(()));
         // Before the body is read.
@@ -127,37 +146,35 @@ impl Gate {
                 Ok(principal) => principal,
                 Err(problem) => return self.turn_away(&request, problem),
             };
+            if self.by_principal
+                && let Some(place) = &place
+            {
+                allowed = place.belongs_to(principal.id());
+            }
             let mut found = None;
             if self.recorder.is_some() || !self.rules.is_empty() {
                 let (circumstances, outcome) = circumstances(&self.rules, &principal, &request);
-                (found, allowed) = (Some(circumstances), outcome);
+                (found, allowed) = (Some(circumstances), allowed.and(outcome));
             }
             caller = Some(Caller(principal, found));
         }
-        let record = self.recorder.as_ref().zip(caller.clone());
+        // The place is given back when all is done, the record too.
+        let rules = (!self.rules.is_empty()).then(|| self.rules.clone());
+        let passed = Arc::new(Passed { place, body_bytes_max: self.body_bytes_max, caller, rules });
+        let record = self.recorder.as_ref().zip(passed.caller.as_ref());
         let record =
             record.map(|(recorder, caller)| Unfinished { recorder, called: self.called(&request), caller });
-        // The place is given back when all is done, the record too.
-        let passed = Arc::new(Passed {
-            place,
-            body_bytes_max: self.body_bytes_max,
-            caller,
-            rules: self.rules.clone(),
-        });
         let response = match allowed {
             Ok(()) => {
                 request.extensions_mut().insert(Arc::clone(&passed));
-                let Ok(response) = inner.call(request).await;
-                response
+                next(request).await
             }
             Err(problem) => problem.into_response(),
         };
-        let response = match record {
+        match record {
             Some(record) => record.finish(response).await,
             None => response,
-        };
-        drop(passed);
-        response
+        }
     }
 
     fn called(&self, request: &Request) -> Called {
@@ -180,12 +197,12 @@ impl Gate {
 struct Unfinished<'a> {
     recorder: &'a Arc<Operations>,
     called: Called,
-    caller: Caller,
+    caller: &'a Caller,
 }
 
 impl Unfinished<'_> {
     async fn finish(self, response: Response) -> Response {
-        let Caller(principal, Some(circumstances)) = &self.caller else { return response };
+        let Caller(principal, Some(circumstances)) = self.caller else { return response };
         let problem = response.extensions().get::<Problem>();
         let Some(problem) = problem.filter(|_| !circumstances.is_taken_over()) else { return response };
         let (route, who) = (self.called.to_string(), circumstances.who(principal));

@@ -82,7 +82,8 @@ pub struct Attempt<'a> {
     asked: Asked,
     details: Details,
     tally: Option<Tally>,
-    items: Option<Items>,
+    /// Boxed: few calls have any, and each carries what it has through its work.
+    items: Option<Box<Items>>,
 }
 
 impl<'a> Attempt<'a> {
@@ -169,7 +170,7 @@ impl Attempt<'_> {
 
     fn take_items(&mut self) {
         if let Some(tally) = self.tally.take() {
-            self.items = Some(tally.take());
+            self.items = Some(Box::new(tally.take()));
         }
     }
 
@@ -216,7 +217,7 @@ impl Attempt<'_> {
             named: made.or_else(|| self.who.subject.and_then(named)),
             asked: Some(&self.asked),
             details: Some(&self.details),
-            items: self.items.as_ref(),
+            items: self.items.as_deref(),
             more: 0,
             micros,
         };

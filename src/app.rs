@@ -155,7 +155,7 @@ impl App {
             clock,
             last: Mutex::default(),
         });
-        let edge = crate::http::edge(
+        let edge = crate::http::service(
             Arc::clone(&operations),
             &access,
             probe,

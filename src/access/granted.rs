@@ -137,7 +137,8 @@ impl Granted {
         }
     }
 
-    /// The book now. It is the same value for as long as nothing has changed.
+    /// The book now. It is the same value for as long as nothing has changed. Fails where the registry has not answered
+    /// recently enough: who has a book that he asked for just now may use what else is in memory (API keys do).
     pub(super) async fn now(&self) -> Result<Arc<Book>, StoreError> {
         if let Some(book) = self.current() {
             return Ok(book);

@@ -333,7 +333,7 @@ fn route_table(options: &Options) -> Vec<Route> {
 }
 
 /// The whole service.
-pub fn edge(
+pub fn service(
     operations: Arc<Operations>,
     access: &Arc<Access>,
     probe: Arc<dyn Probe>,

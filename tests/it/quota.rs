@@ -408,6 +408,8 @@ async fn cold_keys_cost_a_tenant_no_more_kms_calls_than_he_may_cause() {
     service.stop().await;
 }
 
+const JSON: &str = "application/json";
+
 /// The calls that are made most are answered before the router where there are no quotas, and by it where there are.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_quotas_and_without_every_request_gets_the_same_answer() {
@@ -418,9 +420,14 @@ async fn with_quotas_and_without_every_request_gets_the_same_answer() {
     for world in [&without, &with] {
         let service = world.start().await;
         let known = service.tenant_and_caller("acme").await;
-        let good = json!({"plaintext": "YQ==", "context": {"a": "1"}}).to_string();
+        let sealed = known.encrypt(b"a", &json!({"a": "1"})).await;
+        let raw = envelope::text::decode(&sealed).unwrap();
+        let plain = json!({"plaintext": "YQ==", "context": {"a": "1"}}).to_string().into_bytes();
+        let sealed = json!({"ciphertext": sealed, "context": {"a": "1"}}).to_string().into_bytes();
+        let bodies =
+            [(JSON, &plain), (JSON, &sealed), (JSON, &b"{}".to_vec()), (OCTETS, &raw), ("text/plain", &raw)];
         let mut seen = Vec::new();
-        for caller in [&known, &service.anonymous()] {
+        for caller in [&known, &known.clone().over_http2(), &service.anonymous()] {
             for path in [
                 "/v1/encrypt",
                 "/v1/encrypt?a=1",
@@ -434,17 +441,20 @@ async fn with_quotas_and_without_every_request_gets_the_same_answer() {
                 "/v1/rewrap",
             ] {
                 for method in [Method::POST, Method::GET, Method::HEAD, Method::PUT, Method::OPTIONS] {
-                    for body in [&good, "{}"] {
-                        let request = caller.request(method.clone(), path);
-                        let request =
-                            request.header("content-type", "application/json").body(body.to_owned());
-                        let answer = receive(request).await;
+                    for (media_type, body) in bodies {
+                        let request = caller.request(method.clone(), path).header("content-type", media_type);
+                        let request = match media_type {
+                            OCTETS => request.header("keyfold-context", "a=\"1\""),
+                            _ => request,
+                        };
+                        let answer = receive(request.body(body.clone())).await;
                         let mut names: Vec<String> = answer.headers.keys().map(ToString::to_string).collect();
                         names.retain(|name| !name.starts_with("ratelimit"));
                         names.sort_unstable();
                         let allow = answer.headers.get("allow").cloned();
-                        let told = (answer.json["code"].clone(), answer.json["detail"].clone());
-                        seen.push((method.clone(), path, answer.status, names, allow, told));
+                        let told =
+                            ["code", "detail", "plaintext", "key"].map(|name| answer.json[name].clone());
+                        seen.push((method.clone(), path, media_type, answer.status, names, allow, told));
                     }
                 }
             }
@@ -453,7 +463,14 @@ async fn with_quotas_and_without_every_request_gets_the_same_answer() {
         answers.push(seen);
     }
     let (with, without) = (answers.pop().unwrap(), answers.pop().unwrap());
-    assert!(without.iter().any(|seen| seen.2 == 200) && without.iter().any(|seen| seen.2 == 405));
+    // Each of them by both kinds of bodies, in both versions of HTTP.
+    for path in ["/v1/encrypt", "/v1/decrypt", "/v1/rewrap"] {
+        let done = |media_type| {
+            without.iter().filter(|seen| seen.1 == path && seen.2 == media_type && seen.3 == 200).count()
+        };
+        assert_eq!((done(JSON), done(OCTETS)), (2, 2), "{path}");
+    }
+    assert!(without.iter().any(|seen| seen.3 == 405));
     for (without, with) in without.iter().zip(&with) {
         assert_eq!(without, with);
     }

@@ -87,8 +87,8 @@ type Slots = [usize; 2];
 
 const SLOTS: usize = 4_096;
 
-/// How many places each tenant or principal holds. Two of them are taken for one only where they meet in both rows: once in 16
-/// million pairs, and in other pairs with every start.
+/// How many places each tenant or principal holds. Two of them are taken for one only where they meet in both rows: once
+/// in 16 million pairs, and in other pairs with every start.
 struct Shares {
     rows: [Box<[AtomicUsize]>; 2],
     hasher: RandomState,
@@ -177,7 +177,8 @@ mod tests {
         let others: Vec<Place> = (0..256)
             .map(|number| {
                 let place = admission.enter().ok().unwrap();
-                place.belongs_to(&format!("tenant-{number}")).ok().unwrap();
+                let tenant: TenantId = format!("tenant-{number}").parse().unwrap();
+                place.belongs_to(&tenant).ok().unwrap();
                 place
             })
             .collect();

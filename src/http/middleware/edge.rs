@@ -85,7 +85,7 @@ pub(in crate::http) fn request_id(headers: &HeaderMap) -> &str {
 #[derive(Clone)]
 pub(in crate::http) struct Called {
     pub(in crate::http) method: Method,
-    /// None where there is nothing at the path.
+    /// None where no route's handler is called.
     pub(in crate::http) route: Option<Arc<str>>,
 }
 

@@ -4,8 +4,9 @@ audit file beside keyfold without, and tells what the audit costs in throughput.
 Usage: bench.py KEYFOLD ECHO [--rounds N] [--secs N]
 
 CPU time is the server's own (user and system, from /proc), divided by the requests answered: on a machine that is busy
-with other things it is steadier than time on the clock. Rounds are interleaved, so that both servers see the same
-disturbances; the median round counts. Exits with 1 where a goal is missed.
+with other things it is steadier than time on the clock. Both servers of a round are driven in turn, so that they see the
+same disturbances, and are started anew for each round: where a process happens to lie in memory makes up to a fifth of
+what it costs, for as long as it runs. The median round counts. Exits with 1 where a goal is missed.
 """
 
 import argparse
@@ -29,6 +30,7 @@ READY_MS_MAX = 200
 # Of the requests a second without the audit, how many there are at least with it.
 AUDITED_MIN = 0.90
 STARTS = 5
+SERVE = ["serve", "--dev", "--listen", "127.0.0.1:0"]
 TICK_SECS = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -41,7 +43,7 @@ def main():
     options = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         missed = starts(options.keyfold, Path(folder) / "starts") + costs(options, Path(folder))
-        missed += audit_costs(options, Path(folder) / "audit")
+        missed += audit_costs(options, Path(folder))
     for goal in missed:
         print(f"missed: {goal}")
     sys.exit(1 if missed else 0)
@@ -53,7 +55,7 @@ def starts(binary, folder):
     times = []
     for start in range(STARTS + 1):
         began = time.monotonic()
-        server = Server([binary, "serve", "--dev", "--listen", "127.0.0.1:0"], folder)
+        server = Server([binary, *SERVE], folder)
         assert json.load(urllib.request.urlopen(f"{server.origin}/ready"))["status"] == "ready"
         times.append((time.monotonic() - began) * 1e3)
         server.stop()
@@ -63,63 +65,89 @@ def starts(binary, folder):
 
 
 def costs(options, folder):
-    keyfold = Server([options.keyfold, "serve", "--dev", "--listen", "127.0.0.1:0"], folder)
-    echo = Server([options.echo], folder)
-    try:
-        time.sleep(1)
-        idle = keyfold.resident_mb()
-        print(f"idle memory: {idle:.1f} MB (echo {echo.resident_mb():.1f} MB)")
-        missed = [f"idle memory under {IDLE_MB_MAX} MB"] if idle > IDLE_MB_MAX else []
-        credential = f"Bearer {(folder / 'keyfold-data/dev-api-key').read_text().strip()}"
-        print(f"{'':18}{'keyfold':>12}{'echo':>12}{'ratio':>8}{'keyfold requests/s':>22}")
-        for size in SIZES:
-            for verb, body in bodies(keyfold, credential, size):
-                missed += compare(options, folder, keyfold, echo, verb, size, body, credential)
-        print(f"memory after the load: {keyfold.resident_mb():.1f} MB")
-        return missed
-    finally:
-        keyfold.stop()
-        echo.stop()
+    """What a request costs, beside the echo, and what an idle process takes of memory."""
+    rounds, idle, loaded = {}, [], []
+    for number in range(options.rounds):
+        here = folder / f"costs-{number}"
+        here.mkdir()
+        keyfold, echo = Server([options.keyfold, *SERVE], here), Server([options.echo], here)
+        try:
+            time.sleep(1)
+            idle.append((keyfold.resident_mb(), echo.resident_mb()))
+            for verb, size, script in scripts(keyfold, here):
+                both = turn((keyfold, f"/v1/{verb}", script), (echo, "/echo", script), options.secs)
+                rounds.setdefault((verb, size), []).append(both)
+            loaded.append(keyfold.resident_mb())
+        finally:
+            keyfold.stop()
+            echo.stop()
+    ours, theirs = (statistics.median(mb) for mb in zip(*idle))
+    print(f"idle memory: {ours:.1f} MB (echo {theirs:.1f} MB); after the load {statistics.median(loaded):.1f} MB")
+    missed = [f"idle memory under {IDLE_MB_MAX} MB"] if ours > IDLE_MB_MAX else []
+    print(f"{'':18}{'keyfold':>12}{'echo':>12}{'ratio':>8}{'least to most':>16}{'keyfold requests/s':>22}")
+    for (verb, size), both in rounds.items():
+        cost, rate = (statistics.median(figures) for figures in zip(*(ours for ours, _ in both)))
+        echo = statistics.median(cost for _, (cost, _) in both)
+        ratios = sorted(ours / theirs for (ours, _), (theirs, _) in both)
+        ratio, name = statistics.median(ratios), f"{verb} {size} B"
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        print(f"{name:18}{cost * 1e6:9.1f} us{echo * 1e6:9.1f} us{ratio:8.2f}{spread:>16}{rate:22,.0f}", flush=True)
+        if ratio > RATIO_MAX:
+            missed.append(f"{name}: at most {RATIO_MAX} times the echo")
+    return missed
 
 
 def audit_costs(options, folder):
-    """Requests a second with an audit file, beside those without, in turn."""
+    """Requests a second with an audit file, beside those without."""
     configuration = folder / "audit.toml"
-    folder.mkdir()
     configuration.write_text("[audit.file]\n")
-    serve = [options.keyfold, "serve", "--dev", "--listen", "127.0.0.1:0"]
-    servers = []
-    try:
-        for name, more in [("without", []), ("with", ["--config", configuration])]:
-            (folder / name).mkdir()
-            servers.append(Server([*serve, *more], folder / name))
-        print(f"{'':18}{'with audit':>16}{'without':>12}{'ratio':>8}")
-        return [goal for size in SIZES for goal in compare_audit(options, folder, servers, size)]
-    finally:
-        for server in servers:
-            server.stop()
-
-
-def compare_audit(options, folder, servers, size):
+    rounds = {}
+    for number in range(options.rounds):
+        servers = []
+        try:
+            for name, more in [("without", []), ("with", ["--config", configuration])]:
+                here = folder / f"audit-{number}-{name}"
+                here.mkdir()
+                servers.append((Server([options.keyfold, *SERVE, *more], here), here))
+            for without, audited in zip(*(scripts(server, here) for server, here in servers)):
+                calls = [
+                    (server, f"/v1/{verb}", script)
+                    for (server, _), (verb, _, script) in zip(servers, [without, audited])
+                ]
+                rates = [rate for _, rate in turn(*calls, options.secs)]
+                rounds.setdefault(without[:2], []).append(rates)
+        finally:
+            for server, _ in servers:
+                server.stop()
+    print(f"{'':18}{'with audit':>16}{'without':>12}{'ratio':>8}{'least to most':>16}")
     missed = []
-    for verb in ["encrypt", "decrypt"]:
-        scripts = []
-        for server, name in zip(servers, ["without", "with"]):
-            credential = f"Bearer {(folder / name / 'keyfold-data/dev-api-key').read_text().strip()}"
-            script = folder / f"{name}.lua"
-            write_script(script, dict(bodies(server, credential, size))[verb], credential)
-            drive(server, f"/v1/{verb}", script, 1)
-            scripts.append(script)
-        rounds = []
-        for _ in range(options.rounds):
-            rates = [drive(server, f"/v1/{verb}", script, options.secs)[1] for server, script in zip(servers, scripts)]
-            rounds.append((rates[1] / rates[0], rates))
-        ratio, (without, audited) = sorted(rounds)[len(rounds) // 2]
-        name = f"{verb} {size} B"
-        print(f"{name:18}{audited:14,.0f}/s{without:10,.0f}/s{ratio:8.2f}", flush=True)
+    for (verb, size), rates in rounds.items():
+        without, audited = (statistics.median(figures) for figures in zip(*rates))
+        ratios = sorted(audited / without for without, audited in rates)
+        ratio, name = statistics.median(ratios), f"{verb} {size} B"
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        print(f"{name:18}{audited:14,.0f}/s{without:10,.0f}/s{ratio:8.2f}{spread:>16}", flush=True)
         if ratio < AUDITED_MIN:
             missed.append(f"{name}: with the audit at least {AUDITED_MIN:.0%} of the requests a second without")
     return missed
+
+
+def scripts(keyfold, folder):
+    """Verb, size of the plaintext, and wrk's script, for each kind of request."""
+    credential = f"Bearer {(folder / 'keyfold-data/dev-api-key').read_text().strip()}"
+    for size in SIZES:
+        for verb, body in bodies(keyfold, credential, size):
+            script = folder / f"{verb}-{size}.lua"
+            write_script(script, body, credential)
+            yield verb, size, script
+
+
+def turn(first, second, secs):
+    """Drives two servers one after the other: each one's CPU seconds for a request, and its requests a second."""
+    # What is compiled, cached or connected at first use is not what a request costs.
+    for call in (first, second):
+        drive(*call, 1)
+    return drive(*first, secs), drive(*second, secs)
 
 
 def bodies(keyfold, credential, size):
@@ -133,25 +161,6 @@ def bodies(keyfold, credential, size):
 
 def headers(credential):
     return {"Authorization": credential, "Content-Type": "application/json"}
-
-
-def compare(options, folder, keyfold, echo, verb, size, body, credential):
-    script = folder / "request.lua"
-    write_script(script, body, credential)
-    # What is compiled, cached or connected at first use is not what a request costs.
-    drive(keyfold, f"/v1/{verb}", script, 1)
-    drive(echo, "/echo", script, 1)
-    rounds = [
-        (drive(keyfold, f"/v1/{verb}", script, options.secs), drive(echo, "/echo", script, options.secs))
-        for _ in range(options.rounds)
-    ]
-    ours = statistics.median(cost for (cost, _), _ in rounds)
-    theirs = statistics.median(cost for _, (cost, _) in rounds)
-    rate = statistics.median(rate for (_, rate), _ in rounds)
-    ratio = statistics.median(ours / theirs for (ours, _), (theirs, _) in rounds)
-    name = f"{verb} {size} B"
-    print(f"{name:18}{ours * 1e6:9.1f} us{theirs * 1e6:9.1f} us{ratio:8.2f}{rate:22,.0f}", flush=True)
-    return [f"{name}: at most {RATIO_MAX} times the echo"] if ratio > RATIO_MAX else []
 
 
 def write_script(script, body, credential):

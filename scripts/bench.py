@@ -74,7 +74,7 @@ def costs(options, folder):
         try:
             time.sleep(1)
             idle.append((keyfold.resident_mb(), echo.resident_mb()))
-            for verb, size, script in scripts(keyfold, here):
+            for verb, size, script in scripts(keyfold):
                 both = turn((keyfold, f"/v1/{verb}", script), (echo, "/echo", script), options.secs)
                 rounds.setdefault((verb, size), []).append(both)
             loaded.append(keyfold.resident_mb())
@@ -88,9 +88,8 @@ def costs(options, folder):
     for (verb, size), both in rounds.items():
         cost, rate = (statistics.median(figures) for figures in zip(*(ours for ours, _ in both)))
         echo = statistics.median(cost for _, (cost, _) in both)
-        ratios = sorted(ours / theirs for (ours, _), (theirs, _) in both)
-        ratio, name = statistics.median(ratios), f"{verb} {size} B"
-        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        ratio, spread = middle(ours / theirs for (ours, _), (theirs, _) in both)
+        name = f"{verb} {size} B"
         print(f"{name:18}{cost * 1e6:9.1f} us{echo * 1e6:9.1f} us{ratio:8.2f}{spread:>16}{rate:22,.0f}", flush=True)
         if ratio > RATIO_MAX:
             missed.append(f"{name}: at most {RATIO_MAX} times the echo")
@@ -108,36 +107,33 @@ def audit_costs(options, folder):
             for name, more in [("without", []), ("with", ["--config", configuration])]:
                 here = folder / f"audit-{number}-{name}"
                 here.mkdir()
-                servers.append((Server([options.keyfold, *SERVE, *more], here), here))
-            for without, audited in zip(*(scripts(server, here) for server, here in servers)):
-                calls = [
-                    (server, f"/v1/{verb}", script)
-                    for (server, _), (verb, _, script) in zip(servers, [without, audited])
-                ]
-                rates = [rate for _, rate in turn(*calls, options.secs)]
-                rounds.setdefault(without[:2], []).append(rates)
+                servers.append(Server([options.keyfold, *SERVE, *more], here))
+            without, audited = servers
+            for (verb, size, plain), (_, _, recorded) in zip(scripts(without), scripts(audited)):
+                path = f"/v1/{verb}"
+                both = turn((without, path, plain), (audited, path, recorded), options.secs)
+                rounds.setdefault((verb, size), []).append([rate for _, rate in both])
         finally:
-            for server, _ in servers:
+            for server in servers:
                 server.stop()
     print(f"{'':18}{'with audit':>16}{'without':>12}{'ratio':>8}{'least to most':>16}")
     missed = []
     for (verb, size), rates in rounds.items():
         without, audited = (statistics.median(figures) for figures in zip(*rates))
-        ratios = sorted(audited / without for without, audited in rates)
-        ratio, name = statistics.median(ratios), f"{verb} {size} B"
-        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        ratio, spread = middle(audited / without for without, audited in rates)
+        name = f"{verb} {size} B"
         print(f"{name:18}{audited:14,.0f}/s{without:10,.0f}/s{ratio:8.2f}{spread:>16}", flush=True)
         if ratio < AUDITED_MIN:
             missed.append(f"{name}: with the audit at least {AUDITED_MIN:.0%} of the requests a second without")
     return missed
 
 
-def scripts(keyfold, folder):
+def scripts(keyfold):
     """Verb, size of the plaintext, and wrk's script, for each kind of request."""
-    credential = f"Bearer {(folder / 'keyfold-data/dev-api-key').read_text().strip()}"
+    credential = f"Bearer {(keyfold.folder / 'keyfold-data/dev-api-key').read_text().strip()}"
     for size in SIZES:
         for verb, body in bodies(keyfold, credential, size):
-            script = folder / f"{verb}-{size}.lua"
+            script = keyfold.folder / f"{verb}-{size}.lua"
             write_script(script, body, credential)
             yield verb, size, script
 
@@ -148,6 +144,12 @@ def turn(first, second, secs):
     for call in (first, second):
         drive(*call, 1)
     return drive(*first, secs), drive(*second, secs)
+
+
+def middle(ratios):
+    """The median, and from where to where they go."""
+    ratios = sorted(ratios)
+    return statistics.median(ratios), f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
 
 
 def bodies(keyfold, credential, size):
@@ -183,7 +185,8 @@ def drive(server, path, script, secs):
 class Server:
     def __init__(self, command, folder):
         # Into a file: a pipe that nobody reads is full after a while, and whoever writes to it waits.
-        log = Path(folder) / "log"
+        self.folder = Path(folder)
+        log = self.folder / "log"
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 [str(Path(command[0]).absolute()), *command[1:]], cwd=folder, stdout=output, stderr=subprocess.STDOUT

@@ -122,7 +122,7 @@ impl Record<'_> {
         object.some_text("principal", self.principal.map_or("", PrincipalId::as_str));
         object.some_word("method", self.method);
         if let Some(source) = self.source {
-            object.source(source);
+            object.word("source", &source.to_string());
         }
         object.some_text("request_id", self.request_id);
         let tenant = self.tenant.map_or("", TenantId::as_str);
@@ -265,20 +265,6 @@ impl<'a> Object<'a> {
     fn some_word(&mut self, name: &str, word: &str) {
         if !word.is_empty() {
             self.word(name, word);
-        }
-    }
-
-    fn source(&mut self, source: IpAddr) {
-        match source {
-            IpAddr::V4(source) => self.quoted("source", |line| {
-                for (at, octet) in source.octets().into_iter().enumerate() {
-                    if at > 0 {
-                        line.push(b'.');
-                    }
-                    write_number(line, octet.into());
-                }
-            }),
-            IpAddr::V6(source) => self.word("source", &source.to_string()),
         }
     }
 

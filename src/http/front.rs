@@ -23,6 +23,8 @@ use super::HttpState;
 use super::middleware::edge::{EdgeFuture, EdgeLayer};
 use super::middleware::gate::{GateLayer, GatedFuture};
 
+type State = Arc<HttpState>;
+
 /// The whole service.
 #[derive(Clone)]
 pub struct Front {
@@ -55,8 +57,6 @@ impl Frequent {
         Self { path, answer: Box::new(answer) }
     }
 }
-
-type State = Arc<HttpState>;
 
 impl Front {
     pub(super) fn new(frequent: Vec<Frequent>, router: Router) -> Self {

@@ -185,7 +185,8 @@ impl ApiKeys {
         {
             return self.check(known, &token);
         }
-        let known = self.looked_up(token.id, book).await?;
+        // Boxed, because it is rare and large: every call would carry its room.
+        let known = Box::pin(self.looked_up(token.id, book)).await?;
         self.check(&known, &token)
     }
 

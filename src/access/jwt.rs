@@ -210,7 +210,8 @@ impl Tokens {
         let verified = if let Some(verified) = remembered {
             verified
         } else {
-            let verified = Arc::new(self.verify(token, book).await?);
+            // Boxed, because it is rare and large: every call would carry its room.
+            let verified = Arc::new(Box::pin(self.verify(token, book)).await?);
             self.remembered.insert(digest, Arc::clone(&verified));
             verified
         };

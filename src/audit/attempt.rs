@@ -6,7 +6,7 @@ use std::time::Duration;
 use envelope::DataKeyId;
 
 use super::asked::Asked;
-use super::record::{Details, Record};
+use super::record::{Details, Member, Record, member};
 use super::tally::{Items, Tally};
 use super::{Audit, CALL};
 use crate::store::Target;
@@ -78,7 +78,7 @@ pub struct Attempt<'a> {
     held: u8,
     began: Duration,
     change_id: Option<u64>,
-    made: Option<(&'static str, Box<str>)>,
+    made: Option<(&'static Member, Box<str>)>,
     asked: Asked,
     details: Details,
     tally: Option<Tally>,
@@ -239,10 +239,10 @@ impl Attempt<'_> {
     }
 }
 
-fn named(subject: Subject<'_>) -> Option<(&'static str, &str)> {
+fn named(subject: Subject<'_>) -> Option<(&'static Member, &str)> {
     match subject {
-        Subject::ApiKey(id) => Some(("api_key", id)),
-        Subject::Grant(id) => Some(("grant", id)),
+        Subject::ApiKey(id) => Some((member!("api_key"), id)),
+        Subject::Grant(id) => Some((member!("grant"), id)),
         Subject::Key(_) | Subject::Dek(_) => None,
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-use super::record::{Object, number_line};
+use super::record::{Member, Object, member, number_line, write_text};
 use crate::clock::Timestamp;
 
 type HmacSha256 = Hmac<Sha256>;
@@ -76,8 +76,7 @@ impl Keys {
     pub(super) fn write_shown(&self, tenant: &str, name: &str, value: &str, line: &mut Vec<u8>) {
         if self.is_public(name) {
             line.extend_from_slice(b"{\"value\":");
-            // Writing into memory does not fail.
-            let _ = serde_json::to_writer(&mut *line, value);
+            write_text(line, value);
             line.push(b'}');
             return;
         }
@@ -159,17 +158,23 @@ impl Link {
     }
 }
 
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
+/// A digit from its value, without a table: so many are made at once.
+fn hex_digit(value: u8) -> u8 {
+    const TO_LETTER: u8 = b'a' - 10 - b'0';
+    let letter = if value > 9 { TO_LETTER } else { 0 };
+    (b'0' | value).wrapping_add(letter)
+}
 
-fn write_hex(bytes: &[u8], text: &mut Vec<u8>) {
-    text.reserve(2 * bytes.len());
-    for byte in bytes {
-        text.extend_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+fn write_hex<const N: usize>(bytes: &[u8; N], text: &mut Vec<u8>) {
+    let start = text.len();
+    text.resize(start + 2 * N, 0);
+    for (pair, byte) in text[start..].chunks_exact_mut(2).zip(bytes) {
+        (pair[0], pair[1]) = (hex_digit(byte >> 4), hex_digit(byte & 15));
     }
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|n| char::from(DIGITS[usize::from(n)])).collect()
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|n| char::from(hex_digit(n))).collect()
 }
 
 fn unhex(text: &[u8]) -> Option<Code> {
@@ -362,14 +367,14 @@ pub(super) fn write_event(
     lines: &mut Vec<u8>,
     event: &str,
     time: Timestamp,
-    number: Option<(&str, u64)>,
+    number: Option<(&Member, u64)>,
 ) {
     let from = lines.len();
     let previous = hex(&link.mac);
     number_line(lines, link.seq + 1);
     let mut object = Object::begin(lines, event, time);
     if event == "open" {
-        object.text("previous", &previous);
+        object.text(member!("previous"), &previous);
     }
     if let Some((name, number)) = number {
         object.number(name, number);

@@ -38,7 +38,7 @@ pub(super) struct Record<'a> {
     /// The same in the two records of one change.
     pub(super) change_id: Option<u64>,
     /// The API key or grant that a change is about: which of the two, and its id.
-    pub(super) named: Option<(&'static str, &'a str)>,
+    pub(super) named: Option<(&'static Member, &'a str)>,
     /// What a change asks for.
     pub(super) asked: Option<&'a Asked>,
     pub(super) details: Option<&'a Details>,
@@ -115,26 +115,26 @@ impl Record<'_> {
     pub(super) fn body(&self, keys: &Keys) -> Vec<u8> {
         let mut body = Vec::with_capacity(RECORD_BYTES);
         let mut object = Object::begin(&mut body, self.event, self.time);
-        object.word("what", self.what);
-        object.word("outcome", self.outcome);
-        object.some_word("code", self.code);
-        object.some_text("reason", head_of(self.reason, REASON_BYTES_MAX));
-        object.some_text("principal", self.principal.map_or("", PrincipalId::as_str));
-        object.some_word("method", self.method);
+        object.word(member!("what"), self.what);
+        object.word(member!("outcome"), self.outcome);
+        object.some_word(member!("code"), self.code);
+        object.some_text(member!("reason"), head_of(self.reason, REASON_BYTES_MAX));
+        object.some_text(member!("principal"), self.principal.map_or("", PrincipalId::as_str));
+        object.some_word(member!("method"), self.method);
         if let Some(source) = self.source {
-            object.word("source", &source.to_string());
+            object.quoted(member!("source"), |line| write_address(line, source));
         }
-        object.some_text("request_id", self.request_id);
+        object.some_text(member!("request_id"), self.request_id);
         let tenant = self.tenant.map_or("", TenantId::as_str);
-        object.some_word("tenant", tenant);
+        object.some_word(member!("tenant"), tenant);
         if let Some(id) = self.change_id {
-            object.word("change_id", &format!("{id:016x}"));
+            object.word(member!("change_id"), &format!("{id:016x}"));
         }
         if let Some((kind, id)) = self.named {
             object.some_text(kind, id);
         }
         if let Some(asked) = self.asked.filter(|asked| !asked.is_nothing()) {
-            object.value("asked", &asked.value(tenant, keys));
+            object.value(member!("asked"), &asked.value(tenant, keys));
         }
         if let Some(details) = self.details {
             details.write(tenant, keys, &mut object);
@@ -143,18 +143,18 @@ impl Record<'_> {
             items.write(tenant, keys, &mut object);
         }
         if self.more > 0 {
-            object.number("more", self.more);
+            object.number(member!("more"), self.more);
         }
-        object.number("micros", self.micros);
+        object.number(member!("micros"), self.micros);
         body
     }
 }
 
 impl Details {
     fn write(&self, tenant: &str, keys: &Keys, object: &mut Object<'_>) {
-        object.some_word("key", self.key.as_ref().map_or("", KeyName::as_str));
+        object.some_word(member!("key"), self.key.as_ref().map_or("", KeyName::as_str));
         if let Some(dek) = self.dek {
-            object.quoted("dek", |line| dek.write_to(line));
+            object.quoted(member!("dek"), |line| dek.write_to(line));
         }
         object.bytes(self.bytes_in, self.bytes_out);
         if let Some(context) = &self.context {
@@ -165,24 +165,27 @@ impl Details {
 
 impl Items {
     fn write(&self, tenant: &str, keys: &Keys, object: &mut Object<'_>) {
-        object.number("items", self.tried);
-        object.number("items_failed", self.failed());
+        object.number(member!("items"), self.tried);
+        object.number(member!("items_failed"), self.failed());
         if !self.codes.is_empty() {
-            object.value("codes", &json!(self.codes));
+            object.value(member!("codes"), &json!(self.codes));
         }
-        object.list("keys", &self.keys.items.iter().map(KeyName::as_str).collect::<Vec<_>>());
-        object.flag("keys_more", self.keys.more);
+        object.list(member!("keys"), &self.keys.items.iter().map(KeyName::as_str).collect::<Vec<_>>());
+        object.flag(member!("keys_more"), self.keys.more);
         let deks: Vec<String> = self.deks.items.iter().map(ToString::to_string).collect();
-        object.list("deks", &deks.iter().map(String::as_str).collect::<Vec<_>>());
-        object.flag("deks_more", self.deks.more);
+        object.list(member!("deks"), &deks.iter().map(String::as_str).collect::<Vec<_>>());
+        object.flag(member!("deks_more"), self.deks.more);
         object.bytes(self.bytes_in, self.bytes_out);
-        object.refs("refs", "refs_more", &self.refs);
-        object.refs("refs_failed", "refs_failed_more", &self.failed_refs);
+        object.refs(member!("refs"), member!("refs_more"), &self.refs);
+        object.refs(member!("refs_failed"), member!("refs_failed_more"), &self.failed_refs);
         if let Some(context) = &self.context {
             object.context(context, tenant, keys);
         }
-        object.list("context_varying", &self.varying.items.iter().map(|name| &**name).collect::<Vec<_>>());
-        object.flag("context_varying_more", self.varying.more);
+        object.list(
+            member!("context_varying"),
+            &self.varying.items.iter().map(|name| &**name).collect::<Vec<_>>(),
+        );
+        object.flag(member!("context_varying_more"), self.varying.more);
     }
 }
 
@@ -193,12 +196,12 @@ fn head_of(text: &str, bytes_max: usize) -> &str {
 impl Object<'_> {
     fn bytes(&mut self, bytes_in: u64, bytes_out: u64) {
         if bytes_in > 0 || bytes_out > 0 {
-            self.number("bytes_in", bytes_in);
-            self.number("bytes_out", bytes_out);
+            self.number(member!("bytes_in"), bytes_in);
+            self.number(member!("bytes_out"), bytes_out);
         }
     }
 
-    fn refs(&mut self, name: &str, more: &str, refs: &Refs) {
+    fn refs(&mut self, name: &Member, more: &Member, refs: &Refs) {
         self.list(name, &refs.names.iter().map(|name| &**name).collect::<Vec<_>>());
         if refs.more > 0 {
             self.number(more, refs.more);
@@ -211,12 +214,12 @@ impl Object<'_> {
         if pairs.peek().is_none() {
             return;
         }
-        self.name("context");
+        self.name(member!("context"));
         // Written straight into the line: every call has it.
         let mut before = b'{';
         for (name, value) in pairs {
             self.0.push(before);
-            let _ = serde_json::to_writer(&mut *self.0, name);
+            write_text(self.0, name);
             self.0.push(b':');
             keys.write_shown(tenant, name, value, self.0);
             before = b',';
@@ -224,6 +227,17 @@ impl Object<'_> {
         self.0.push(b'}');
     }
 }
+
+/// A member's name as it stands in a line, from the comma before it to the colon behind it.
+pub(super) type Member = str;
+
+/// A [`Member`], known when this is compiled: so it is written in one step.
+macro_rules! member {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":")
+    };
+}
+pub(super) use member;
 
 /// Writes the members of one JSON object.
 pub(super) struct Object<'a>(&'a mut Vec<u8>);
@@ -240,74 +254,99 @@ fn write_number(line: &mut Vec<u8>, number: u64) {
     let _ = serde_json::to_writer(line, &number);
 }
 
+/// As its own `Display` has it; without a formatter for the kind that nearly all are.
+fn write_address(line: &mut Vec<u8>, address: IpAddr) {
+    let IpAddr::V4(address) = address else {
+        line.extend_from_slice(address.to_string().as_bytes());
+        return;
+    };
+    for (at, octet) in address.octets().into_iter().enumerate() {
+        if at > 0 {
+            line.push(b'.');
+        }
+        write_number(line, octet.into());
+    }
+}
+
+/// In quotes. Most text has nothing to escape, and that is found out for many bytes at once.
+pub(super) fn write_text(line: &mut Vec<u8>, text: &str) {
+    if text.bytes().fold(true, |plain, byte| plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\')) {
+        write_quoted(line, |line| line.extend_from_slice(text.as_bytes()));
+    } else {
+        let _ = serde_json::to_writer(line, text);
+    }
+}
+
+fn write_quoted(line: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    line.push(b'"');
+    write(line);
+    line.push(b'"');
+}
+
 impl<'a> Object<'a> {
     /// The members that follow the number in every line.
     pub(super) fn begin(line: &'a mut Vec<u8>, event: &str, time: Timestamp) -> Self {
         let mut object = Self(line);
-        object.quoted("time", |line| time.write_to(line));
-        object.word("event", event);
+        object.quoted(member!("time"), |line| time.write_to(line));
+        object.word(member!("event"), event);
         object
     }
 
-    pub(super) fn text(&mut self, name: &str, text: &str) {
+    pub(super) fn text(&mut self, name: &Member, text: &str) {
         self.name(name);
-        let _ = serde_json::to_writer(&mut *self.0, text);
+        write_text(self.0, text);
     }
 
     /// Text in which JSON has nothing to escape: words of this service's own, and names that are slugs.
-    fn word(&mut self, name: &str, word: &str) {
+    fn word(&mut self, name: &Member, word: &str) {
         debug_assert!(
             word.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\')
         );
         self.quoted(name, |line| line.extend_from_slice(word.as_bytes()));
     }
 
-    fn some_word(&mut self, name: &str, word: &str) {
+    fn some_word(&mut self, name: &Member, word: &str) {
         if !word.is_empty() {
             self.word(name, word);
         }
     }
 
     /// The same, of what is written straight into the line: a formatter would take as long as all the rest.
-    fn quoted(&mut self, name: &str, write: impl FnOnce(&mut Vec<u8>)) {
+    fn quoted(&mut self, name: &Member, write: impl FnOnce(&mut Vec<u8>)) {
         self.name(name);
-        self.0.push(b'"');
-        write(self.0);
-        self.0.push(b'"');
+        write_quoted(self.0, write);
     }
 
-    pub(super) fn some_text(&mut self, name: &str, text: &str) {
+    pub(super) fn some_text(&mut self, name: &Member, text: &str) {
         if !text.is_empty() {
             self.text(name, text);
         }
     }
 
-    pub(super) fn number(&mut self, name: &str, number: u64) {
+    pub(super) fn number(&mut self, name: &Member, number: u64) {
         self.name(name);
         write_number(self.0, number);
     }
 
     /// A list that is not empty.
-    fn list(&mut self, name: &str, items: &[&str]) {
+    fn list(&mut self, name: &Member, items: &[&str]) {
         if !items.is_empty() {
             self.value(name, &json!(items));
         }
     }
 
-    fn flag(&mut self, name: &str, on: bool) {
+    fn flag(&mut self, name: &Member, on: bool) {
         if on {
             self.value(name, &Value::Bool(true));
         }
     }
 
-    fn value(&mut self, name: &str, value: &Value) {
+    fn value(&mut self, name: &Member, value: &Value) {
         self.name(name);
         let _ = serde_json::to_writer(&mut *self.0, value);
     }
 
-    fn name(&mut self, name: &str) {
-        self.0.extend_from_slice(b",\"");
+    fn name(&mut self, name: &Member) {
         self.0.extend_from_slice(name.as_bytes());
-        self.0.extend_from_slice(b"\":");
     }
 }

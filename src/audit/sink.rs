@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::chain::{Keys, Link, write_event};
 use super::output::Output;
+use super::record::{Member, member};
 use crate::clock::Clock;
 
 /// How long the thread gathers before it writes: under load one wake-up serves many records.
@@ -325,7 +326,7 @@ impl Writer {
             self.event("open", None);
         }
         if torn_bytes > 0 {
-            self.event("recovered", Some(("torn_bytes", torn_bytes)));
+            self.event("recovered", Some((member!("torn_bytes"), torn_bytes)));
         }
         let mut closed = false;
         while !closed {
@@ -363,14 +364,14 @@ impl Writer {
         queue.closing
     }
 
-    fn event(&mut self, event: &str, number: Option<(&str, u64)>) {
+    fn event(&mut self, event: &str, number: Option<(&Member, u64)>) {
         write_event(&mut self.link, &self.keys, &mut self.lines, event, self.clock.now(), number);
     }
 
     fn count_dropped(&mut self) {
         let dropped = self.shared.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
-            self.event("dropped", Some(("records", dropped)));
+            self.event("dropped", Some((member!("records"), dropped)));
             self.unsealed += 1;
         }
     }
@@ -437,7 +438,7 @@ impl Writer {
         let records = self.unsealed;
         self.unsealed = 0;
         self.sealed_at = self.clock.monotonic();
-        self.event("seal", Some(("records", records)));
+        self.event("seal", Some((member!("records"), records)));
         self.write_lines()?;
         self.sync()?;
         // The log goes elsewhere: what it keeps shows a trail that was cut or replaced.

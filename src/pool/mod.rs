@@ -287,9 +287,14 @@ impl DekPool {
     /// The active data key of this scope, for a message of `bytes` bytes of plaintext (0 where that is not known
     /// yet: see [`Sealing::count_bytes`]).
     pub async fn to_encrypt(&self, scope: &DekScope, bytes: u64) -> Result<Sealing, PoolError> {
-        if let Some(sealing) = self.hot(scope, bytes) {
-            return Ok(sealing);
+        match self.hot(scope, bytes) {
+            Some(sealing) => Ok(sealing),
+            // Boxed, because it is rare and large: every call would carry its room.
+            None => Box::pin(self.cold_sealing(scope, bytes)).await,
         }
+    }
+
+    async fn cold_sealing(&self, scope: &DekScope, bytes: u64) -> Result<Sealing, PoolError> {
         // Once more than the policy's limit allows within one go: the data key that comes back may have been used
         // up by those who waited for it with us.
         for _ in 0..3 {
@@ -350,7 +355,8 @@ impl DekPool {
     ) -> Result<Opening, PoolError> {
         let opening = match self.hot_opening(tenant, head.dek_id()) {
             Some(opening) => opening?,
-            None => self.cold_opening(tenant, head, bound).await?,
+            // Boxed for the same reason as what seals.
+            None => Box::pin(self.cold_opening(tenant, head, bound)).await?,
         };
         if opening.1.scope.bound != *bound {
             return Err(PoolError::Disbelieved("its data key is bound to another context"));

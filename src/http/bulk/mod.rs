@@ -8,7 +8,7 @@ pub(super) mod memory;
 pub(super) mod raw;
 pub(super) mod threads;
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::problem::{Code, Problem};
 
@@ -17,21 +17,21 @@ pub(super) const OCTETS: &str = "application/octet-stream";
 /// A body of lines, each of them JSON.
 pub(super) const NDJSON: &str = "application/x-ndjson";
 
-/// Whether the body is announced as this media type.
+/// Whether the body is announced as this media type, with whatever parameters.
 pub(super) fn is(headers: &HeaderMap, media_type: &str) -> bool {
-    essence(headers).eq_ignore_ascii_case(media_type)
+    essence(headers).eq_ignore_ascii_case(media_type.as_bytes())
 }
 
 /// The body's media type without its parameters; empty where there is none.
-fn essence(headers: &HeaderMap) -> &str {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    value.unwrap_or_default().split(';').next().unwrap_or_default().trim()
+fn essence(headers: &HeaderMap) -> &[u8] {
+    let value = headers.get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
 }
 
 /// Whether the body is streamed: its own idle time takes the place of the request's deadline.
 pub(super) fn is_streamed(headers: &HeaderMap) -> bool {
     let essence = essence(headers);
-    essence.eq_ignore_ascii_case(OCTETS) || essence.eq_ignore_ascii_case(NDJSON)
+    [OCTETS, NDJSON].iter().any(|streamed| essence.eq_ignore_ascii_case(streamed.as_bytes()))
 }
 
 /// Refuses what belongs to a raw body where there is none: a `Keyfold-Context` that nobody reads would leave its sender

@@ -20,7 +20,7 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
 use bytes::Buf;
 use http::request::Parts;
-use http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -43,41 +43,55 @@ pub(super) struct JsonBody(pub(super) Bytes);
 impl<S: Send + Sync> FromRequest<S> for JsonBody {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
-        let mut body = json_body(request).await?;
-        let bytes = body.remaining();
-        Ok(Self(body.copy_to_bytes(bytes)))
+    fn from_request(request: Request, _state: &S) -> impl Future<Output = Result<Self, Problem>> + Send {
+        let reading = json_body(request);
+        async move {
+            let mut body = reading.await?;
+            let bytes = body.remaining();
+            Ok(Self(body.copy_to_bytes(bytes)))
+        }
     }
 }
 
 /// A JSON body within its route's limit, in the pieces in which it came.
-pub(super) async fn json_body(request: Request) -> Result<impl Buf + Send + 'static, Problem> {
+///
+/// The request ends here, and only its body is waited for: a future that took the request would hold it twice.
+pub(super) fn json_body(
+    request: Request,
+) -> impl Future<Output = Result<impl Buf + Send + 'static, Problem>> + Send {
+    let announced = announced_json(&request);
+    let body = request.into_body();
+    async move {
+        let (limit, tab) = announced?;
+        match pieces(Limited::new(body, limit)).await {
+            Ok(body) => {
+                if let Some(tab) = tab {
+                    tab.more_bytes(body.remaining() as u64)?;
+                }
+                Ok(body)
+            }
+            Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit)),
+            Err(_) => Err(Problem::new(Code::MalformedRequest, "the body ended before it was complete")),
+        }
+    }
+}
+
+/// The most bytes that a request's JSON body may have, and who counts them, where its head announces such a body.
+fn announced_json(request: &Request) -> Result<(usize, Option<Tab>), Problem> {
     if !bulk::is(request.headers(), "application/json") {
         return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
     }
     refuse_raw_headers(request.headers())?;
     let limit = request.extensions().get::<Arc<Passed>>().map_or(0, |passed| passed.body_bytes_max);
-    let too_large = || {
-        Problem::new(
-            Code::TooLarge,
-            format!("the body is larger than the {limit} bytes that this call takes"),
-        )
-    };
     // What is announced is refused before it is sent; what is not announced is counted.
-    let (announced, tab) = (announced(request.headers()), request.extensions().get::<Tab>().cloned());
-    if announced.is_some_and(|bytes: u64| bytes > limit as u64) {
-        return Err(too_large());
+    if request.body().size_hint().lower() > limit as u64 {
+        return Err(too_large(limit));
     }
-    match pieces(Limited::new(request.into_body(), limit)).await {
-        Ok(body) => {
-            if let Some(tab) = tab {
-                tab.more_bytes(body.remaining() as u64)?;
-            }
-            Ok(body)
-        }
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(_) => Err(Problem::new(Code::MalformedRequest, "the body ended before it was complete")),
-    }
+    Ok((limit, request.extensions().get::<Tab>().cloned()))
+}
+
+fn too_large(limit: usize) -> Problem {
+    Problem::new(Code::TooLarge, format!("the body is larger than the {limit} bytes that this call takes"))
 }
 
 /// The pieces of a body. Most bodies are one, and need no list.
@@ -97,6 +111,8 @@ pub(super) fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
+const TENANT: HeaderName = HeaderName::from_static("keyfold-tenant");
+
 /// Leave for a verb in the tenant that the request names in `Keyfold-Tenant`, or in the caller's only one.
 pub(super) struct Permitted<V>(pub(super) Permit<V>);
 
@@ -104,7 +120,7 @@ impl<V: PermitVerb, S: Send + Sync> FromRequestParts<S> for Permitted<V> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
-        let mut named = parts.headers.get_all("keyfold-tenant").iter();
+        let mut named = parts.headers.get_all(TENANT).iter();
         let tenant = named.next().map(|value| value.to_str().unwrap_or_default());
         if named.next().is_some() {
             return Err(Problem::new(Code::MalformedRequest, "send one Keyfold-Tenant header"));

@@ -8,6 +8,9 @@ use http::{Extensions, HeaderMap, header};
 use crate::access::{Access, AuthenticationError, Circumstances, Presented, Principal};
 use crate::http::problem::Problem;
 
+/// What a bearer token follows (RFC 6750 section 2.1), in whatever case.
+const SCHEME: &[u8] = b"bearer ";
+
 /// The authenticated caller, for the handlers, and the circumstances of his call where they are wanted.
 #[derive(Clone)]
 pub(in crate::http) struct Caller(
@@ -35,7 +38,10 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, AuthenticationError> {
     if values.next().is_some() {
         return Err(AuthenticationError::Malformed);
     }
-    let text = value.to_str().map_err(|_| AuthenticationError::Malformed)?;
-    let (scheme, token) = text.split_once(' ').ok_or(AuthenticationError::Malformed)?;
-    if scheme.eq_ignore_ascii_case("bearer") { Ok(Some(token)) } else { Err(AuthenticationError::Malformed) }
+    let (scheme, token) =
+        value.as_bytes().split_at_checked(SCHEME.len()).ok_or(AuthenticationError::Malformed)?;
+    if !scheme.eq_ignore_ascii_case(SCHEME) || !token.is_ascii() {
+        return Err(AuthenticationError::Malformed);
+    }
+    std::str::from_utf8(token).map(Some).map_err(|_| AuthenticationError::Malformed)
 }

@@ -4,15 +4,16 @@
 //! One layer and not five: a layer boxes what is below it, and copies the boxes for every request.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::future::ready;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use tokio::time::error::Elapsed;
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
 use tower::{Layer, Service};
 
 use super::admission::{Admission, Place};
@@ -66,10 +67,16 @@ impl GateLayer {
     pub(in crate::http) fn before<N, F>(&self, request: Request, next: N) -> GatedFuture
     where
         N: FnOnce(Request) -> F + Send + 'static,
-        F: Future<Output = Response> + Send,
+        F: Future<Output = Response> + Send + 'static,
     {
-        let gate = Arc::clone(&self.0);
-        Box::pin(async move { Ok(gate.let_in(request, next).await) })
+        let gate = &self.0;
+        let place = match gate.admission.as_ref().map(Admission::enter).transpose() {
+            Ok(place) => place,
+            Err(problem) => return Box::pin(ready(Ok(problem.into_response()))),
+        };
+        let unhurried = gate.streams && is_streamed(request.headers());
+        let time_max = (!unhurried).then_some(gate.time_max);
+        Box::pin(InTime { answer: Arc::clone(gate).let_in(place, request, next), time_max, timer: None })
     }
 }
 
@@ -114,66 +121,58 @@ where
 }
 
 impl Gate {
-    async fn let_in<N, F>(&self, request: Request, next: N) -> Response
+    // No `async fn`: its future would hold the request twice, as what it was given and as what it works on.
+    fn let_in<N, F>(
+        self: Arc<Self>,
+        place: Option<Place>,
+        mut request: Request,
+        next: N,
+    ) -> impl Future<Output = Response> + Send
     where
-        N: FnOnce(Request) -> F,
-        F: Future<Output = Response>,
+        N: FnOnce(Request) -> F + Send,
+        F: Future<Output = Response> + Send,
     {
-        let place = match self.admission.as_ref().map(Admission::enter).transpose() {
-            Ok(place) => place,
-            Err(problem) => return problem.into_response(),
-        };
-        let unhurried = self.streams && is_streamed(request.headers());
-        let mut inside = pin!(self.find_out(place, request, next));
-        if unhurried {
-            return inside.await;
-        }
-        match in_time(self.time_max, inside.as_mut()).await {
-            Ok(response) => response,
-            Err(_) => Problem::new(Code::DeadlineExceeded, Code::DeadlineExceeded.example()).into_response(),
-        }
-    }
-
-    async fn find_out<N, F>(&self, place: Option<Place>, mut request: Request, next: N) -> Response
-    where
-        N: FnOnce(Request) -> F,
-        F: Future<Output = Response>,
-    {
-        let (mut caller, mut allowed) = (None, Ok(()));
-        // Before the body is read.
-        if let Some(access) = &self.access {
-            let principal = match authenticate(access, request.headers(), request.extensions()).await {
-                Ok(principal) => principal,
-                Err(problem) => return self.turn_away(&request, problem),
+        async move {
+            let (mut caller, mut allowed) = (None, Ok(()));
+            // Before the body is read.
+            if let Some(access) = &self.access {
+                let principal = match authenticate(access, request.headers(), request.extensions()).await {
+                    Ok(principal) => principal,
+                    Err(problem) => return self.turn_away(&request, problem),
+                };
+                if self.by_principal
+                    && let Some(place) = &place
+                {
+                    allowed = place.belongs_to(principal.id());
+                }
+                let mut found = None;
+                if self.recorder.is_some() || !self.rules.is_empty() {
+                    let (circumstances, outcome) = circumstances(&self.rules, &principal, &request);
+                    (found, allowed) = (Some(circumstances), allowed.and(outcome));
+                }
+                caller = Some(Caller(principal, found));
+            }
+            // The place is given back when all is done, the record too.
+            let rules = (!self.rules.is_empty()).then(|| self.rules.clone());
+            let passed = Arc::new(Passed { place, body_bytes_max: self.body_bytes_max, caller, rules });
+            let record = self.recorder.as_ref().zip(passed.caller.as_ref());
+            let record = record.map(|(recorder, caller)| Unfinished {
+                recorder,
+                called: self.called(&request),
+                caller,
+            });
+            let response = match allowed {
+                Ok(()) => {
+                    request.extensions_mut().insert(Arc::clone(&passed));
+                    next(request).await
+                }
+                Err(problem) => problem.into_response(),
             };
-            if self.by_principal
-                && let Some(place) = &place
-            {
-                allowed = place.belongs_to(principal.id());
+            match record.and_then(|record| Some((record.due(&response)?, record))) {
+                // Boxed, because it is rare: every call would carry its room.
+                Some((code, record)) => Box::pin(record.finish(code, response)).await,
+                None => response,
             }
-            let mut found = None;
-            if self.recorder.is_some() || !self.rules.is_empty() {
-                let (circumstances, outcome) = circumstances(&self.rules, &principal, &request);
-                (found, allowed) = (Some(circumstances), allowed.and(outcome));
-            }
-            caller = Some(Caller(principal, found));
-        }
-        // The place is given back when all is done, the record too.
-        let rules = (!self.rules.is_empty()).then(|| self.rules.clone());
-        let passed = Arc::new(Passed { place, body_bytes_max: self.body_bytes_max, caller, rules });
-        let record = self.recorder.as_ref().zip(passed.caller.as_ref());
-        let record =
-            record.map(|(recorder, caller)| Unfinished { recorder, called: self.called(&request), caller });
-        let response = match allowed {
-            Ok(()) => {
-                request.extensions_mut().insert(Arc::clone(&passed));
-                next(request).await
-            }
-            Err(problem) => problem.into_response(),
-        };
-        match record {
-            Some(record) => record.finish(response).await,
-            None => response,
         }
     }
 
@@ -201,23 +200,53 @@ struct Unfinished<'a> {
 }
 
 impl Unfinished<'_> {
-    async fn finish(self, response: Response) -> Response {
+    /// With which code it was refused, where that is to be recorded.
+    fn due(&self, response: &Response) -> Option<&'static str> {
+        let problem = response.extensions().get::<Problem>()?;
+        let taken_over = self.caller.1.as_ref().is_none_or(|circumstances| circumstances.is_taken_over());
+        (!taken_over).then(|| problem.code.name())
+    }
+
+    async fn finish(self, code: &'static str, response: Response) -> Response {
         let Caller(principal, Some(circumstances)) = self.caller else { return response };
-        let problem = response.extensions().get::<Problem>();
-        let Some(problem) = problem.filter(|_| !circumstances.is_taken_over()) else { return response };
         let (route, who) = (self.called.to_string(), circumstances.who(principal));
-        match self.recorder.record_refusal(&route, who, problem.code.name()).await {
+        match self.recorder.record_refusal(&route, who, code).await {
             Ok(()) => response,
             Err(error) => Problem::from(error).into_response(),
         }
     }
 }
 
-/// What `future` comes to, or nothing where it takes longer. Most requests are answered without having to wait, and pay
-/// for no timer.
-async fn in_time<F: Future>(time_max: Duration, mut future: Pin<&mut F>) -> Result<F::Output, Elapsed> {
-    if let Poll::Ready(output) = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await {
-        return Ok(output);
+pin_project! {
+    /// An answer, or that it was not there in time. Most requests are answered without having to wait, and pay for no
+    /// timer.
+    struct InTime<F> {
+        #[pin]
+        answer: F,
+        // None where it may take as long as it takes.
+        time_max: Option<Duration>,
+        #[pin]
+        timer: Option<Sleep>,
     }
-    tokio::time::timeout(time_max, future).await
+}
+
+impl<F: Future<Output = Response>> Future for InTime<F> {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if let Poll::Ready(response) = this.answer.poll(context) {
+            return Poll::Ready(Ok(response));
+        }
+        let Some(time_max) = *this.time_max else { return Poll::Pending };
+        if this.timer.is_none() {
+            this.timer.set(Some(tokio::time::sleep(time_max)));
+        }
+        if let Some(timer) = this.timer.as_pin_mut() {
+            ready!(timer.poll(context));
+        }
+        Poll::Ready(
+            Ok(Problem::new(Code::DeadlineExceeded, Code::DeadlineExceeded.example()).into_response()),
+        )
+    }
 }

@@ -270,7 +270,8 @@ fn write_address(line: &mut Vec<u8>, address: IpAddr) {
 
 /// In quotes. Most text has nothing to escape, and that is found out for many bytes at once.
 pub(super) fn write_text(line: &mut Vec<u8>, text: &str) {
-    if text.bytes().fold(true, |plain, byte| plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\')) {
+    let escaped = text.bytes().map(|byte| u8::from(byte < b' ' || byte == b'"' || byte == b'\\'));
+    if escaped.fold(0, |any, one| any | one) == 0 {
         write_quoted(line, |line| line.extend_from_slice(text.as_bytes()));
     } else {
         let _ = serde_json::to_writer(line, text);

@@ -5,6 +5,8 @@
 //! of that, and passes the same layers.
 
 use std::convert::Infallible;
+use std::future::ready;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,47 +14,65 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
-use axum::handler::Handler;
 use axum::response::Response;
 use axum::routing::future::RouteFuture;
 use http::Method;
 use pin_project_lite::pin_project;
+use tokio_util::either::Either;
 use tower::Service;
 
 use super::HttpState;
+use super::handlers::{Bounds, permit};
 use super::middleware::edge::{EdgeFuture, EdgeLayer};
 use super::middleware::gate::{GateLayer, GatedFuture};
+use super::problem::Problem;
+use super::source::Source;
+use crate::access::{Permit, PermitVerb};
 
-type State = Arc<HttpState>;
-
-/// The whole service.
+/// The whole service, as it serves one connection.
 #[derive(Clone)]
 pub struct Front {
-    frequent: Arc<[Frequent]>,
+    routes: Arc<Routes>,
+    /// Whose the connection is; none on a unix socket.
+    peer: Option<IpAddr>,
+}
+
+struct Routes {
+    frequent: Vec<Frequent>,
     router: Router,
 }
 
 /// A call that is made so often that it is looked for before all others: `POST` to exactly this path.
 pub(super) struct Frequent {
     path: Arc<str>,
-    answer: Box<dyn Fn(Request) -> EdgeFuture<GatedFuture> + Send + Sync>,
+    answer: Box<dyn Fn(Request, Option<IpAddr>) -> EdgeFuture<GatedFuture> + Send + Sync>,
 }
 
 impl Frequent {
-    /// This handler, within the layers of its route.
-    pub(super) fn new<H, T>(
+    /// What makes the answer, within the layers of its route.
+    pub(super) fn new<V, C, F>(
         path: Arc<str>,
         edge: EdgeLayer,
         gate: GateLayer,
-        handler: H,
-        state: State,
+        state: Arc<HttpState>,
+        call: C,
     ) -> Self
     where
-        H: Handler<T, State> + Sync,
+        V: PermitVerb,
+        C: Fn(Arc<HttpState>, Permit<V>, Bounds, Request) -> F + Copy + Send + Sync + 'static,
+        F: Future<Output = Result<Response, Problem>> + Send + 'static,
     {
-        let answer = move |request| {
-            let (handler, state) = (handler.clone(), Arc::clone(&state));
-            edge.around(request, |request| gate.before(request, |request| handler.call(request, state)))
+        let answer = move |request, peer| {
+            let state = Arc::clone(&state);
+            edge.around(request, peer, |request, arrival| {
+                gate.before(request, arrival, move |request, passed| {
+                    let bounds = Bounds::within(&passed);
+                    match permit(&passed, request.headers(), None) {
+                        Ok(permit) => Either::Left(call(state, permit, bounds, request)),
+                        Err(problem) => Either::Right(ready(Err(problem))),
+                    }
+                })
+            })
         };
         Self { path, answer: Box::new(answer) }
     }
@@ -60,7 +80,13 @@ impl Frequent {
 
 impl Front {
     pub(super) fn new(frequent: Vec<Frequent>, router: Router) -> Self {
-        Self { frequent: frequent.into(), router }
+        Self { routes: Arc::new(Routes { frequent, router }), peer: None }
+    }
+
+    /// The same for a connection of this peer.
+    #[must_use]
+    pub(super) fn of_peer(self, peer: Option<IpAddr>) -> Self {
+        Self { peer: peer.map(|peer| peer.to_canonical()), ..self }
     }
 }
 
@@ -83,12 +109,18 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<B>) -> FrontFuture {
+    fn call(&mut self, mut request: http::Request<B>) -> FrontFuture {
+        // A load balancer's word for the whole connection is there before.
+        let source = Source::of(request.extensions()).or(self.peer);
         let path = request.uri().path();
-        let frequent = self.frequent.iter().find(|frequent| *frequent.path == *path);
-        let answering = match frequent.filter(|_| request.method() == Method::POST) {
-            Some(frequent) => Answering::Frequent { future: (frequent.answer)(request.map(Body::new)) },
-            None => Answering::Routed { future: self.router.call(request) },
+        let frequent = self.routes.frequent.iter().find(|frequent| *frequent.path == *path);
+        let answering = if let Some(frequent) = frequent.filter(|_| request.method() == Method::POST) {
+            Answering::Frequent { future: (frequent.answer)(request.map(Body::new), source) }
+        } else {
+            if let Some(source) = source {
+                request.extensions_mut().insert(Source(source));
+            }
+            Answering::Routed { future: self.routes.router.clone().call(request) }
         };
         FrontFuture { answering }
     }

@@ -278,19 +278,15 @@ fn route_table(options: &Options) -> Vec<Route> {
     };
     vec![
         Route {
-            frequent: Some(|path, edge, gate, state| {
-                Frequent::new(path, edge, gate, encrypt::encrypt, state)
-            }),
+            frequent: Some(|path, edge, gate, state| Frequent::new(path, edge, gate, state, encrypt::answer)),
             ..data(|| routes!(encrypt::encrypt), DATA)
         },
         Route {
-            frequent: Some(|path, edge, gate, state| {
-                Frequent::new(path, edge, gate, decrypt::decrypt, state)
-            }),
+            frequent: Some(|path, edge, gate, state| Frequent::new(path, edge, gate, state, decrypt::answer)),
             ..data(|| routes!(decrypt::decrypt), OPENING)
         },
         Route {
-            frequent: Some(|path, edge, gate, state| Frequent::new(path, edge, gate, rewrap::rewrap, state)),
+            frequent: Some(|path, edge, gate, state| Frequent::new(path, edge, gate, state, rewrap::answer)),
             ..data(|| routes!(rewrap::rewrap), OPENING)
         },
         batch(|| routes!(bulk::batch::encrypt_batch), DATA),

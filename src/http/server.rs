@@ -1,16 +1,16 @@
 //! The listeners: HTTP/1.1 and HTTP/2 over sockets that are already bound.
 
-use std::net::{SocketAddr, TcpListener};
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::ServiceExt;
-use axum::extract::Request;
-use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
 use axum_server::accept::{DefaultAcceptor, NoDelayAcceptor};
 use axum_server::tls_rustls::RustlsAcceptor;
 use axum_server::{Address, Handle, Server};
+use tower::Service;
 
 use super::connection::{Bounded, Times};
 use super::front::Front;
@@ -100,7 +100,7 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
     let server = server.acceptor(bounded(network(options), options));
-    server.serve(telling_peers(front.into())).await
+    server.serve(knowing_peers(front.into(), |peer: SocketAddr| Some(peer.ip()))).await
 }
 
 /// Serves HTTP over TLS until the handle stops it.
@@ -116,7 +116,7 @@ pub async fn serve_tls(
         .handshake_timeout(tls.handshake_time_max())
         .acceptor(network(options));
     let server = server.acceptor(bounded(acceptor, options));
-    server.serve(telling_peers(front.into())).await
+    server.serve(knowing_peers(front.into(), |peer: SocketAddr| Some(peer.ip()))).await
 }
 
 /// Serves HTTP on a unix socket until the handle stops it.
@@ -128,7 +128,7 @@ pub async fn serve_unix(
 ) -> std::io::Result<()> {
     let server = limited(axum_server::from_unix(listener)?, options).handle(handle.unix);
     let server = server.acceptor(bounded(DefaultAcceptor::new(), options));
-    server.serve(ServiceExt::<Request>::into_make_service(front.into())).await
+    server.serve(knowing_peers(front.into(), |_: UnixAddr| None)).await
 }
 
 /// Binds a unix socket that its owner and group can use. The socket of a process that is gone is replaced; that of
@@ -144,9 +144,12 @@ pub fn bind_unix(path: &std::path::Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Puts the peer's address into each request.
-fn telling_peers(front: Front) -> IntoMakeServiceWithConnectInfo<Front, SocketAddr> {
-    ServiceExt::<Request>::into_make_service_with_connect_info(front)
+/// What serves a connection: the same for all, but that it knows whose the connection is.
+fn knowing_peers<A>(
+    front: Front,
+    ip: impl Fn(A) -> Option<IpAddr>,
+) -> impl Service<A, Response = Front, Error = Infallible, Future = Ready<Result<Front, Infallible>>> {
+    tower::service_fn(move |peer| ready(Ok(front.clone().of_peer(ip(peer)))))
 }
 
 fn network(options: &Options) -> ProxyHeaders<NoDelayAcceptor> {

@@ -6,13 +6,12 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::extract::ConnectInfo;
 use axum_server::accept::Accept;
 use http::{Extensions, HeaderMap, Request, header};
 use hyper::body::Incoming;
@@ -41,19 +40,15 @@ pub enum ToldBy {
     Forwarded,
 }
 
-/// Where a request comes from, among its extensions. What has none comes from its connection's peer.
+/// Where a request comes from, among its extensions: as far as somebody before the router has found that out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source(pub IpAddr);
 
 impl Source {
     /// Where the request with these extensions comes from; none on a unix socket.
     pub fn of(extensions: &Extensions) -> Option<IpAddr> {
-        extensions.get::<Self>().map(|Self(source)| *source).or_else(|| peer(extensions))
+        extensions.get::<Self>().map(|Self(source)| *source)
     }
-}
-
-fn peer(extensions: &Extensions) -> Option<IpAddr> {
-    extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip().to_canonical())
 }
 
 impl Proxies {
@@ -70,13 +65,10 @@ impl Proxies {
         if self.told_by == Some(ToldBy::ProxyProtocolV2) && self.trust(from) { LOCAL } else { &[] }
     }
 
-    /// Puts the [`Source`] into a request whose trusted peer has sent a `Forwarded` header.
-    pub fn read_forwarded(&self, headers: &HeaderMap, extensions: &mut Extensions) {
-        if self.told_by != Some(ToldBy::Forwarded) {
-            return;
-        }
-        let Some(peer) = peer(extensions) else { return };
-        extensions.insert(Source(self.farthest(headers, peer)));
+    /// Where a request with these headers comes from that `peer` has sent: somewhere else where that is a trusted one
+    /// which has sent a `Forwarded` header.
+    pub fn source(&self, headers: &HeaderMap, peer: IpAddr) -> IpAddr {
+        if self.told_by == Some(ToldBy::Forwarded) { self.farthest(headers, peer) } else { peer }
     }
 
     /// The first address that is not a trusted hop's, from the peer backwards; the last one that is known where

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use envelope::{DataKeyId, EncryptionContext, Head, Salt, inspect};
+use envelope::{DataKeyId, EncryptionContext, FormatError, Head, Salt, inspect_known};
 
 use super::decrypt::open_with;
 use super::encrypt::seal_with;
@@ -166,7 +166,7 @@ impl Decryptor<'_> {
         request: Decryption,
         details: &mut Details,
     ) -> Result<Decrypted, OperationError> {
-        let head = inspect(&request.envelope)?;
+        let head = self.openings.inspect(&request.envelope)?;
         details.with_dek(head.dek_id());
         let opening = self.openings.opening(self.permit, &head).await?;
         open_with(opening, &head, self.permit, request, details)
@@ -202,7 +202,7 @@ impl Rewrapper<'_> {
         details: &mut Details,
     ) -> Result<Rewrapped, OperationError> {
         let bytes_in = request.envelope.len();
-        let head = inspect(&request.envelope)?;
+        let head = self.openings.inspect(&request.envelope)?;
         details.with_dek(head.dek_id());
         let opening = self.openings.opening(self.permit, &head).await?;
         let rewrapped = match renew_in_place(opening, &head, self.permit, request, details)? {
@@ -270,6 +270,11 @@ struct Openings<'a> {
 impl<'a> Openings<'a> {
     fn new(pool: &'a DekPool) -> Self {
         Self { pool, known: HashMap::new(), refused: HashMap::new() }
+    }
+
+    /// The head of an envelope: see [`DekPool::inspect`].
+    fn inspect(&self, envelope: &[u8]) -> Result<Head, FormatError> {
+        inspect_known(envelope, |id| Some(self.known.get(&id)?.embedded.clone()))
     }
 
     async fn opening<V>(&mut self, permit: &Permit<V>, head: &Head) -> Result<&Opening, PoolError> {

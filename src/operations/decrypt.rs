@@ -1,6 +1,6 @@
 //! Open one envelope.
 
-use envelope::{DataKeyId, EncryptionContext, Head, inspect, open_in_place};
+use envelope::{DataKeyId, EncryptionContext, Head, open_body_in_place};
 
 use super::{OperationError, Operations, Wiped, conclude, message_context};
 use crate::access::{Decrypt, Permit};
@@ -55,7 +55,7 @@ impl Operations {
         details: &mut Details,
     ) -> Result<Decrypted, OperationError> {
         details.with_bytes(request.envelope.len(), 0);
-        let head = inspect(&request.envelope)?;
+        let head = self.pool.inspect(permit.tenant(), &request.envelope)?;
         details.with_dek(head.dek_id());
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
         open_with(&opening, &head, permit, request, details)
@@ -74,7 +74,8 @@ pub(super) fn open_with(
     let context = message_context(request.context, permit, &key, details)?;
     let rewrap_advised = opening.outdated(head);
     let mut buffer = Wiped(request.envelope);
-    let opened = open_in_place(&opening.key, &context, &mut buffer.0).map(|plaintext| plaintext.len());
+    let opened =
+        open_body_in_place(&opening.key, &context, head, &mut buffer.0).map(|plaintext| plaintext.len());
     details.with_context(context);
     details.with_bytes(buffer.0.len(), *opened.as_ref().unwrap_or(&0));
     let plaintext_bytes = opened?;

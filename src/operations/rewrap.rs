@@ -1,7 +1,7 @@
 //! Bring one envelope to what encryption would make today.
 
 use envelope::{
-    DataKeyId, EncryptionContext, Head, Salt, head_bytes, inspect, matches_commitment, open_in_place,
+    DataKeyId, EncryptionContext, Head, Salt, head_bytes, inspect, matches_commitment, open_body_in_place,
     replace_head, seal_in_place, sealed_bytes, with_wrapped_keys,
 };
 
@@ -132,7 +132,7 @@ impl Operations {
         details: &mut Details,
     ) -> Result<Rewrapped, OperationError> {
         let bytes_in = request.envelope.len();
-        let head = inspect(&request.envelope)?;
+        let head = self.pool.inspect(permit.tenant(), &request.envelope)?;
         details.with_dek(head.dek_id());
         let opening = self.pool.to_decrypt(permit.tenant(), &head, &permit.service_context().bound).await?;
         let rewrapped = match renew_in_place(&opening, &head, permit, request, details)? {
@@ -207,7 +207,7 @@ pub(super) fn renew_in_place(
         return replace_section(envelope, head, opening, weight).map(Renewed::Whole);
     }
     let mut envelope = Wiped(envelope);
-    let bytes = open_in_place(&opening.key, &context, &mut envelope.0)?.len();
+    let bytes = open_body_in_place(&opening.key, &context, head, &mut envelope.0)?.len();
     let plaintext = head.body_offset()..head.body_offset() + bytes;
     Ok(Renewed::Opened(Opened { envelope, plaintext, context, weight, from_dek_id: head.dek_id() }))
 }

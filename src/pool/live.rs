@@ -110,6 +110,11 @@ impl LiveDek {
         Some((key, facts))
     }
 
+    /// The wrapped forms as an embedded envelope carries them, as far as is known.
+    pub(super) fn section(&self) -> WrappedKeys {
+        self.facts.load().section.clone()
+    }
+
     /// Whether what is known of it is up to date.
     pub(super) fn is_current(&self) -> bool {
         self.holds(&self.facts.load())

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use envelope::{DataKey, DataKeyId, EncryptionContext, Head, WrappedKeys};
+use envelope::{DataKey, DataKeyId, EncryptionContext, FormatError, Head, WrappedKeys, inspect_known};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
@@ -344,6 +344,12 @@ impl DekPool {
         self.touch(&live, now);
         let (embedded, weight) = (facts.section.clone(), facts.policy.envelope);
         Some(Sealing { key, embedded, weight, live })
+    }
+
+    /// The head of a tenant's envelope. That it is not read where it is the one of a data key in memory makes no
+    /// difference but in time.
+    pub fn inspect(&self, tenant: &TenantId, envelope: &[u8]) -> Result<Head, FormatError> {
+        inspect_known(envelope, |id| Some(self.fetch.cache.find(tenant, id)?.section()))
     }
 
     /// The data key of an envelope with this head, for this tenant and a call with these key-bound pairs.

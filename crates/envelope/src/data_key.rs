@@ -170,10 +170,18 @@ impl fmt::Debug for WrappedDataKey {
 /// The wrapped-key section of an envelope, encoded once and used for every message under the same data key.
 ///
 /// A clone shares the bytes.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct WrappedKeys(Option<Arc<Embedded>>);
 
-#[derive(PartialEq, Eq)]
+/// The bytes say everything: they are read in one way only.
+impl PartialEq for WrappedKeys {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for WrappedKeys {}
+
 struct Embedded {
     bytes: Vec<u8>,
     kms_context: EncryptionContext,

@@ -56,7 +56,8 @@ pub use data_key::{
 };
 pub use error::{FormatError, OpenError, SealError};
 pub use format::{
-    FIXED_HEADER_BYTES, HEAD_BYTES_MAX, Head, Salt, head_bytes, inspect, replace_head, with_wrapped_keys,
+    FIXED_HEADER_BYTES, HEAD_BYTES_MAX, Head, Salt, head_bytes, inspect, inspect_known, replace_head,
+    with_wrapped_keys,
 };
 pub use stream::{HeadReader, Opener, Sealer};
 
@@ -166,6 +167,20 @@ pub fn open_in_place<'a>(
 ) -> Result<&'a mut [u8], OpenError> {
     let (head, body) = envelope.split_at_mut(format::body_offset(envelope)?);
     let cipher = resume_envelope(key, context, head)?;
+    let plaintext_bytes = body::open_gathering(&cipher, body)?;
+    Ok(&mut body[..plaintext_bytes])
+}
+
+/// The same as [`open_in_place`] for an envelope whose head was read before, which is not read again. With another
+/// envelope's head nothing opens.
+pub fn open_body_in_place<'a>(
+    key: &DataKey,
+    context: &EncryptionContext,
+    head: &Head,
+    envelope: &'a mut [u8],
+) -> Result<&'a mut [u8], OpenError> {
+    let body = envelope.get_mut(head.body_offset()..).ok_or(FormatError::Truncated)?;
+    let cipher = resume_message(key, head.fixed(), head.commitment(), context)?;
     let plaintext_bytes = body::open_gathering(&cipher, body)?;
     Ok(&mut body[..plaintext_bytes])
 }

@@ -5,7 +5,7 @@ mod sample;
 
 use envelope::{
     CONTEXT_BYTES_MAX, DataKeyId, FIXED_HEADER_BYTES, FormatError, HEAD_BYTES_MAX, HeadReader,
-    InvalidDataKeyId, WRAPPED_KEYS_MAX, WrappedDataKey, WrappedKeys,
+    InvalidDataKeyId, OpenError, WRAPPED_KEYS_MAX, WrappedDataKey, WrappedKeys,
 };
 use proptest::prelude::*;
 use sample::{context, context_of, embedded, key, message, open, seal};
@@ -23,6 +23,47 @@ fn inspect_reads_what_seal_wrote() {
     assert_eq!(wrapped.kms_context(), embedded().kms_context());
     assert_eq!(wrapped.keys()[1], WrappedDataKey { kek: "local:b".to_owned(), blob: vec![2; 12] });
     assert_eq!(envelope::inspect(&sealed[..head.body_offset()]), Ok(head), "the body does not matter");
+}
+
+#[test]
+fn a_head_says_what_it_says_whatever_section_is_known() {
+    let blob = |byte| WrappedDataKey { kek: "local:b".to_owned(), blob: vec![byte; 12] };
+    let known = [1, 2].map(|byte| WrappedKeys::new(&context(), &[blob(byte)]).unwrap());
+    let sections = [WrappedKeys::compact(), embedded(), known[0].clone(), known[1].clone()];
+    for section in &sections {
+        let sealed = seal(section, b"message");
+        let expected = envelope::inspect(&sealed).unwrap();
+        assert_eq!(expected.wrapped().keys(), section.keys());
+        for known in &sections {
+            let mut asked = None;
+            let head = envelope::inspect_known(&sealed, |id| {
+                asked = Some(id);
+                Some(known.clone())
+            });
+            let head = head.unwrap();
+            assert_eq!(asked, Some(key().id()));
+            assert_eq!(head, expected);
+            assert_eq!(head.wrapped().keys(), section.keys());
+            assert_eq!(head.wrapped().kms_context(), section.kms_context());
+        }
+        // One that is not well formed is none, whatever is known.
+        let cut = &sealed[..envelope::head_bytes(section) - 1];
+        let cut = envelope::inspect_known(cut, |_| Some(section.clone()));
+        assert_eq!(cut, Err(FormatError::Truncated));
+    }
+}
+
+#[test]
+fn nothing_opens_behind_another_envelopes_head() {
+    let salted = |salt| envelope::seal(&key(), salt, &embedded(), &context(), b"message").unwrap();
+    let (mut one, other) = (salted([1; 24]), salted([2; 24]));
+    let head = envelope::inspect(&other).unwrap();
+    let before = one.clone();
+    let opened = envelope::open_body_in_place(&key(), &context(), &head, &mut one);
+    assert_eq!(opened, Err(OpenError::Damaged));
+    assert!(one == before, "and nothing was decrypted");
+    let opened = envelope::open_body_in_place(&key(), &context(), &head, &mut one[..head.body_offset() - 1]);
+    assert_eq!(opened, Err(FormatError::Truncated.into()));
 }
 
 #[test]

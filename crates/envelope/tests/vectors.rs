@@ -115,14 +115,18 @@ fn every_bad_vector_fails_in_its_class() {
     }
 }
 
-/// One-shot, in place, streamed in one piece and byte by byte.
+/// Behind a head that was read before, one-shot, in place, streamed in one piece and byte by byte.
 fn open_in_every_way(
     key: &DataKey,
     context: &EncryptionContext,
     envelope: &[u8],
 ) -> Vec<Result<Vec<u8>, OpenError>> {
-    let mut copy = envelope.to_vec();
+    let (mut copy, mut another) = (envelope.to_vec(), envelope.to_vec());
+    let behind_head = envelope::inspect(envelope)
+        .map_err(OpenError::from)
+        .and_then(|head| envelope::open_body_in_place(key, context, &head, &mut another));
     vec![
+        behind_head.map(|plaintext| plaintext.to_vec()),
         envelope::open(key, context, envelope).map(|plaintext| plaintext.to_vec()),
         envelope::open_in_place(key, context, &mut copy).map(|plaintext| plaintext.to_vec()),
         stream_open(key, context, envelope, usize::MAX),

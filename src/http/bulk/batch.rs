@@ -31,7 +31,7 @@ use super::{NDJSON, is, lines, refuse_raw_headers};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::audit::Tally;
 use crate::http::HttpState;
-use crate::http::handlers::{Permitted, announced, json, json_body};
+use crate::http::handlers::{Bounds, Permitted, announced, json, json_body};
 use crate::http::json::parse;
 use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
@@ -165,7 +165,8 @@ async fn answer<V: ItemVerb>(
     let room = Arc::new(state.batch_memory.room(room_bytes)?);
     let (inside, items_max) = (Arc::clone(&room), state.options.batch_items_max);
     let taken_in = async move {
-        let mut body = json_body(request).await?;
+        let bounds = Bounds::of(&request);
+        let mut body = json_body(request, bounds).await?;
         let bytes = body.remaining();
         take_apart(body.copy_to_bytes(bytes), inside, items_max)
     };

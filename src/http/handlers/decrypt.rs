@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequest as _, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine as _;
 use envelope::text;
@@ -10,8 +10,8 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{JsonBody, Permitted, json};
-use crate::access::Decrypt;
+use super::{Bounds, Permitted, json, json_text};
+use crate::access::{Decrypt, Permit};
 use crate::http::HttpState;
 use crate::http::bulk::{self, raw};
 use crate::http::json::{BASE64, Context, Encoded, parse};
@@ -68,20 +68,37 @@ pub(in crate::http) async fn decrypt(
     Permitted(permit): Permitted<Decrypt>,
     request: Request,
 ) -> Result<Response, Problem> {
-    if bulk::is(request.headers(), bulk::OCTETS) {
-        // Boxed: the state of a stream must not make every small call's larger.
-        return Box::pin(raw::decrypt(state, permit, request)).await;
+    let bounds = Bounds::of(&request);
+    answer(state, permit, bounds, request).await
+}
+
+/// The answer to a call that has leave.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "the future of an `async fn` holds what it is given twice, and the request is large"
+)]
+pub(in crate::http) fn answer(
+    state: Arc<HttpState>,
+    permit: Permit<Decrypt>,
+    bounds: Bounds,
+    request: Request,
+) -> impl Future<Output = Result<Response, Problem>> + Send {
+    async move {
+        if bulk::is(request.headers(), bulk::OCTETS) {
+            // Boxed: the state of a stream must not make every small call's larger.
+            return Box::pin(raw::decrypt(state, permit, request)).await;
+        }
+        let body = json_text(request, bounds).await?;
+        let request: DecryptRequest<'_> = parse(&body)?;
+        let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
+        let decryption = Decryption { envelope, context: request.context.0 };
+        let decrypted = state.operations.decrypt(&permit, decryption).await?;
+        let mut out = Vec::with_capacity(decrypted.plaintext().len().div_ceil(3) * 4 + 192);
+        out.push(b'{');
+        write(&decrypted, &mut out)?;
+        out.push(b'}');
+        Ok(json(StatusCode::OK, out))
     }
-    let JsonBody(body) = JsonBody::from_request(request, &()).await?;
-    let request: DecryptRequest<'_> = parse(&body)?;
-    let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
-    let decryption = Decryption { envelope, context: request.context.0 };
-    let decrypted = state.operations.decrypt(&permit, decryption).await?;
-    let mut out = Vec::with_capacity(decrypted.plaintext().len().div_ceil(3) * 4 + 192);
-    out.push(b'{');
-    write(&decrypted, &mut out)?;
-    out.push(b'}');
-    Ok(json(StatusCode::OK, out))
 }
 
 /// The fields of an answer.

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequest as _, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use envelope::text;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{JsonBody, Permitted, Weight, json, name};
-use crate::access::Encrypt;
+use super::{Bounds, Permitted, Weight, json, json_text, name};
+use crate::access::{Encrypt, Permit};
 use crate::http::HttpState;
 use crate::http::bulk::{self, raw};
 use crate::http::json::{Base64Plaintext, Context, Encoded, Text, parse};
@@ -75,32 +75,49 @@ pub(in crate::http) async fn encrypt(
     Permitted(permit): Permitted<Encrypt>,
     request: Request,
 ) -> Result<Response, Problem> {
-    if bulk::is(request.headers(), bulk::OCTETS) {
-        // Boxed: the state of a stream must not make every small call's larger.
-        return Box::pin(raw::encrypt(state, permit, request)).await;
+    let bounds = Bounds::of(&request);
+    answer(state, permit, bounds, request).await
+}
+
+/// The answer to a call that has leave.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "the future of an `async fn` holds what it is given twice, and the request is large"
+)]
+pub(in crate::http) fn answer(
+    state: Arc<HttpState>,
+    permit: Permit<Encrypt>,
+    bounds: Bounds,
+    request: Request,
+) -> impl Future<Output = Result<Response, Problem>> + Send {
+    async move {
+        if bulk::is(request.headers(), bulk::OCTETS) {
+            // Boxed: the state of a stream must not make every small call's larger.
+            return Box::pin(raw::encrypt(state, permit, request)).await;
+        }
+        let body = json_text(request, bounds).await?;
+        let request: EncryptRequest<'_> = parse(&body)?;
+        let key = key_name(&state, request.key.as_ref())?;
+        let plaintext =
+            Base64Plaintext { text: &request.plaintext.0, bytes_max: state.options.plaintext_bytes_max };
+        let encrypted = state
+            .operations
+            .encrypt(
+                &permit,
+                Encryption {
+                    key,
+                    context: request.context.0,
+                    weight: request.envelope.map(Into::into),
+                    plaintext: &plaintext,
+                },
+            )
+            .await?;
+        let mut out = Vec::with_capacity(text::encoded_bytes(encrypted.envelope.len()) + 192);
+        out.push(b'{');
+        write(&encrypted, &mut out);
+        out.push(b'}');
+        Ok(json(StatusCode::OK, out))
     }
-    let JsonBody(body) = JsonBody::from_request(request, &()).await?;
-    let request: EncryptRequest<'_> = parse(&body)?;
-    let key = key_name(&state, request.key.as_ref())?;
-    let plaintext =
-        Base64Plaintext { text: &request.plaintext.0, bytes_max: state.options.plaintext_bytes_max };
-    let encrypted = state
-        .operations
-        .encrypt(
-            &permit,
-            Encryption {
-                key,
-                context: request.context.0,
-                weight: request.envelope.map(Into::into),
-                plaintext: &plaintext,
-            },
-        )
-        .await?;
-    let mut out = Vec::with_capacity(text::encoded_bytes(encrypted.envelope.len()) + 192);
-    out.push(b'{');
-    write(&encrypted, &mut out);
-    out.push(b'}');
-    Ok(json(StatusCode::OK, out))
 }
 
 /// The key that is named, or the one that is used where none is.

@@ -44,12 +44,22 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
     type Rejection = Problem;
 
     fn from_request(request: Request, _state: &S) -> impl Future<Output = Result<Self, Problem>> + Send {
-        let reading = json_body(request);
-        async move {
-            let mut body = reading.await?;
-            let bytes = body.remaining();
-            Ok(Self(body.copy_to_bytes(bytes)))
-        }
+        let bounds = Bounds::of(&request);
+        let reading = json_text(request, bounds);
+        async move { reading.await.map(Self) }
+    }
+}
+
+/// A JSON body in one piece.
+pub(super) fn json_text(
+    request: Request,
+    bounds: Bounds,
+) -> impl Future<Output = Result<Bytes, Problem>> + Send {
+    let reading = json_body(request, bounds);
+    async move {
+        let mut body = reading.await?;
+        let bytes = body.remaining();
+        Ok(body.copy_to_bytes(bytes))
     }
 }
 
@@ -58,36 +68,58 @@ impl<S: Send + Sync> FromRequest<S> for JsonBody {
 /// The request ends here, and only its body is waited for: a future that took the request would hold it twice.
 pub(super) fn json_body(
     request: Request,
+    bounds: Bounds,
 ) -> impl Future<Output = Result<impl Buf + Send + 'static, Problem>> + Send {
-    let announced = announced_json(&request);
+    let announced = bounds.check_json(&request);
     let body = request.into_body();
     async move {
-        let (limit, tab) = announced?;
-        match pieces(Limited::new(body, limit)).await {
+        announced?;
+        let Bounds { bytes_max, tab } = bounds;
+        match pieces(Limited::new(body, bytes_max)).await {
             Ok(body) => {
                 if let Some(tab) = tab {
                     tab.more_bytes(body.remaining() as u64)?;
                 }
                 Ok(body)
             }
-            Err(error) if error.is::<LengthLimitError>() => Err(too_large(limit)),
+            Err(error) if error.is::<LengthLimitError>() => Err(too_large(bytes_max)),
             Err(_) => Err(Problem::new(Code::MalformedRequest, "the body ended before it was complete")),
         }
     }
 }
 
-/// The most bytes that a request's JSON body may have, and who counts them, where its head announces such a body.
-fn announced_json(request: &Request) -> Result<(usize, Option<Tab>), Problem> {
-    if !bulk::is(request.headers(), "application/json") {
-        return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
+/// What a body may have.
+pub(super) struct Bounds {
+    bytes_max: usize,
+    /// Who counts what comes of it unannounced, where that is wanted.
+    tab: Option<Tab>,
+}
+
+impl Bounds {
+    /// Those of a request that the router has brought.
+    pub(super) fn of(request: &Request) -> Self {
+        let passed = request.extensions().get::<Arc<Passed>>();
+        let bytes_max = passed.map_or(0, |passed| passed.body_bytes_max);
+        Self { bytes_max, tab: request.extensions().get::<Tab>().cloned() }
     }
-    refuse_raw_headers(request.headers())?;
-    let limit = request.extensions().get::<Arc<Passed>>().map_or(0, |passed| passed.body_bytes_max);
-    // What is announced is refused before it is sent; what is not announced is counted.
-    if request.body().size_hint().lower() > limit as u64 {
-        return Err(too_large(limit));
+
+    /// Those of a request that has passed a gate, where there are no quotas.
+    pub(super) fn within(passed: &Passed) -> Self {
+        Self { bytes_max: passed.body_bytes_max, tab: None }
     }
-    Ok((limit, request.extensions().get::<Tab>().cloned()))
+
+    /// Whether a request announces JSON within them: what is announced is refused before it is sent, and what is not
+    /// announced is counted.
+    fn check_json(&self, request: &Request) -> Result<(), Problem> {
+        if !bulk::is(request.headers(), "application/json") {
+            return Err(Problem::new(Code::UnsupportedMediaType, Code::UnsupportedMediaType.example()));
+        }
+        refuse_raw_headers(request.headers())?;
+        if request.body().size_hint().lower() > self.bytes_max as u64 {
+            return Err(too_large(self.bytes_max));
+        }
+        Ok(())
+    }
 }
 
 fn too_large(limit: usize) -> Problem {
@@ -120,27 +152,35 @@ impl<V: PermitVerb, S: Send + Sync> FromRequestParts<S> for Permitted<V> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
-        let mut named = parts.headers.get_all(TENANT).iter();
-        let tenant = named.next().map(|value| value.to_str().unwrap_or_default());
-        if named.next().is_some() {
-            return Err(Problem::new(Code::MalformedRequest, "send one Keyfold-Tenant header"));
-        }
-        let passed = passed(&parts.extensions)?;
-        let caller = passed.caller()?;
-        let permit: Permit<V> = caller.0.permit(tenant)?;
-        if let Some(place) = &passed.place {
-            place.belongs_to(permit.tenant())?;
-        }
-        if let Some(tab) = parts.extensions.get::<Tab>() {
-            tab.open(permit.tenant(), permit.principal(), announced(&parts.headers))?;
-        }
-        let Some(circumstances) = &caller.1 else { return Ok(Self(permit)) };
-        let of_tenant = match &passed.rules {
-            Some(rules) => rules.for_tenant(circumstances, permit.tenant())?.map(Arc::new),
-            None => None,
-        };
-        Ok(Self(permit.under(Some(of_tenant.unwrap_or_else(|| Arc::clone(circumstances))))))
+        permit(passed(&parts.extensions)?, &parts.headers, parts.extensions.get::<Tab>()).map(Self)
     }
+}
+
+/// Leave for a verb in the tenant that the headers name, or in the caller's only one.
+pub(super) fn permit<V: PermitVerb>(
+    passed: &Passed,
+    headers: &HeaderMap,
+    tab: Option<&Tab>,
+) -> Result<Permit<V>, Problem> {
+    let mut named = headers.get_all(TENANT).iter();
+    let tenant = named.next().map(|value| value.to_str().unwrap_or_default());
+    if named.next().is_some() {
+        return Err(Problem::new(Code::MalformedRequest, "send one Keyfold-Tenant header"));
+    }
+    let caller = passed.caller()?;
+    let permit: Permit<V> = caller.0.permit(tenant)?;
+    if let Some(place) = &passed.place {
+        place.belongs_to(permit.tenant())?;
+    }
+    if let Some(tab) = tab {
+        tab.open(permit.tenant(), permit.principal(), announced(headers))?;
+    }
+    let Some(circumstances) = &caller.1 else { return Ok(permit) };
+    let of_tenant = match &passed.rules {
+        Some(rules) => rules.for_tenant(circumstances, permit.tenant())?.map(Arc::new),
+        None => None,
+    };
+    Ok(permit.under(Some(of_tenant.unwrap_or_else(|| Arc::clone(circumstances)))))
 }
 
 /// What the gate has found out. Every route has one.

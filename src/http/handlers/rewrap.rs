@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequest as _, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use envelope::text;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{JsonBody, Permitted, Weight, json};
-use crate::access::Rewrap;
+use super::{Bounds, Permitted, Weight, json, json_text};
+use crate::access::{Permit, Rewrap};
 use crate::http::HttpState;
 use crate::http::bulk::{self, raw};
 use crate::http::json::{Context, Encoded, parse};
@@ -87,21 +87,39 @@ pub(in crate::http) async fn rewrap(
     Permitted(permit): Permitted<Rewrap>,
     request: Request,
 ) -> Result<Response, Problem> {
-    if bulk::is(request.headers(), bulk::OCTETS) {
-        // Boxed: the state of a stream must not make every small call's larger.
-        return Box::pin(raw::rewrap(state, permit, request)).await;
+    let bounds = Bounds::of(&request);
+    answer(state, permit, bounds, request).await
+}
+
+/// The answer to a call that has leave.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "the future of an `async fn` holds what it is given twice, and the request is large"
+)]
+pub(in crate::http) fn answer(
+    state: Arc<HttpState>,
+    permit: Permit<Rewrap>,
+    bounds: Bounds,
+    request: Request,
+) -> impl Future<Output = Result<Response, Problem>> + Send {
+    async move {
+        if bulk::is(request.headers(), bulk::OCTETS) {
+            // Boxed: the state of a stream must not make every small call's larger.
+            return Box::pin(raw::rewrap(state, permit, request)).await;
+        }
+        let body = json_text(request, bounds).await?;
+        let request: RewrapRequest<'_> = parse(&body)?;
+        let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
+        let weight = request.envelope.map(Into::into);
+        let rewrapping =
+            Rewrapping { envelope, context: request.context.0, mode: request.mode.into(), weight };
+        let rewrapped = state.operations.rewrap(&permit, rewrapping).await?;
+        let mut out = Vec::with_capacity(text::encoded_bytes(rewrapped.envelope.len()) + 192);
+        out.push(b'{');
+        write(&rewrapped, &mut out);
+        out.push(b'}');
+        Ok(json(StatusCode::OK, out))
     }
-    let JsonBody(body) = JsonBody::from_request(request, &()).await?;
-    let request: RewrapRequest<'_> = parse(&body)?;
-    let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
-    let weight = request.envelope.map(Into::into);
-    let rewrapping = Rewrapping { envelope, context: request.context.0, mode: request.mode.into(), weight };
-    let rewrapped = state.operations.rewrap(&permit, rewrapping).await?;
-    let mut out = Vec::with_capacity(text::encoded_bytes(rewrapped.envelope.len()) + 192);
-    out.push(b'{');
-    write(&rewrapped, &mut out);
-    out.push(b'}');
-    Ok(json(StatusCode::OK, out))
 }
 
 /// The fields of an answer.

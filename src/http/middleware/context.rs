@@ -5,18 +5,15 @@
 //! one source, so that nothing a client sends can stand in for what a credential says.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::Request;
 use envelope::EncryptionContext;
-use http::{Extensions, HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName};
 use serde::Deserialize;
 
-use super::edge::request_id;
+use super::edge::Arrival;
 use crate::access::{Circumstances, Principal, ServiceContext};
 use crate::http::problem::{Code, Problem};
-use crate::http::source::Source;
 use crate::tenant::TenantId;
 
 /// What the route's context value is: every data-plane route of this version of the interface has the same, or what
@@ -296,15 +293,12 @@ fn one_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'
 pub(super) fn circumstances(
     rules: &ContextRules,
     principal: &Principal,
-    request: &Request,
+    headers: &HeaderMap,
+    arrival: &Arrival,
 ) -> (Arc<Circumstances>, Result<(), Problem>) {
-    let (id, source) = (request_id(request.headers()), source(request.extensions()));
-    match rules.resolve(principal, request.headers()) {
+    let (id, source) = (arrival.id(), arrival.source);
+    match rules.resolve(principal, headers) {
         Ok(context) => (Arc::new(Circumstances::new(id, source, context)), Ok(())),
         Err(problem) => (Arc::new(Circumstances::new(id, source, ServiceContext::default())), Err(problem)),
     }
-}
-
-pub(in crate::http) fn source(extensions: &Extensions) -> Option<IpAddr> {
-    Source::of(extensions)
 }

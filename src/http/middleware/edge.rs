@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,12 +15,12 @@ use std::task::{Context, Poll, ready};
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::http::problem::{Code, Problem};
-use crate::http::source::Proxies;
+use crate::http::source::{Proxies, Source};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken over from a client.
@@ -75,9 +76,35 @@ fn write_hex(mut number: u64, digits: &mut [u8]) {
     }
 }
 
-/// The id of a request, as this layer has put it there where ids are read.
-pub(in crate::http) fn request_id(headers: &HeaderMap) -> &str {
-    headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default()
+/// What is known of a request from outside, for whoever records it.
+pub(in crate::http) struct Arrival {
+    /// None where nobody reads ids.
+    id: Option<HeaderValue>,
+    /// None on a unix socket.
+    pub(in crate::http) source: Option<IpAddr>,
+}
+
+impl Arrival {
+    /// As the outermost layer has put it into a request.
+    pub(in crate::http) fn of(request: &Request) -> Self {
+        let id = request.headers().get(REQUEST_ID).cloned();
+        Self { id, source: Source::of(request.extensions()) }
+    }
+
+    /// Puts it into the request: this one counts, and no other.
+    fn put_into(self, request: &mut Request) {
+        if let Some(id) = self.id {
+            request.headers_mut().insert(REQUEST_ID, id);
+        }
+        if let Some(source) = self.source {
+            request.extensions_mut().insert(Source(source));
+        }
+    }
+
+    /// Empty where nobody reads ids.
+    pub(in crate::http) fn id(&self) -> &str {
+        self.id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default()
+    }
 }
 
 /// What is called, as `POST /v1/encrypt`: the route's template. A path itself comes from outside and may hold
@@ -126,26 +153,22 @@ impl EdgeLayer {
         Self { outermost: Arc::clone(&self.outermost), route: Some(route) }
     }
 
-    /// The answer to a request that `inner` takes, made presentable.
+    /// The answer to a request from `peer` that `inner` takes, made presentable.
     pub(in crate::http) fn around<F>(
         &self,
-        mut request: Request,
-        inner: impl FnOnce(Request) -> F,
+        request: Request,
+        peer: Option<IpAddr>,
+        inner: impl FnOnce(Request, Arrival) -> F,
     ) -> EdgeFuture<F> {
         let Outermost { ids, proxies, ids_are_read } = &*self.outermost;
         let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
         let id = theirs.unwrap_or_else(|| ids.next());
-        if *ids_are_read {
-            // Inner layers read it where it came from: the one that counts, and no other.
-            request.headers_mut().insert(REQUEST_ID, id.clone());
-        }
-        if proxies.told_by.is_some() {
-            let (mut parts, body) = request.into_parts();
-            proxies.read_forwarded(&parts.headers, &mut parts.extensions);
-            request = Request::from_parts(parts, body);
-        }
+        let arrival = Arrival {
+            id: ids_are_read.then(|| id.clone()),
+            source: peer.map(|peer| proxies.source(request.headers(), peer)),
+        };
         let called = Called { method: request.method().clone(), route: self.route.clone() };
-        let inner = catch_unwind(AssertUnwindSafe(|| inner(request))).ok();
+        let inner = catch_unwind(AssertUnwindSafe(|| inner(request, arrival))).ok();
         EdgeFuture { inner, id: Some(id), called }
     }
 }
@@ -177,7 +200,11 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        self.layer.around(request, |request| self.inner.call(request))
+        let peer = Source::of(request.extensions());
+        self.layer.around(request, peer, |mut request, arrival| {
+            arrival.put_into(&mut request);
+            self.inner.call(request)
+        })
     }
 }
 

@@ -18,8 +18,8 @@ use tower::{Layer, Service};
 
 use super::admission::{Admission, Place};
 use super::authenticate::{Caller, authenticate};
-use super::context::{ContextRules, circumstances, source};
-use super::edge::{Called, request_id};
+use super::context::{ContextRules, circumstances};
+use super::edge::{Arrival, Called};
 use crate::access::Access;
 use crate::audit::Stranger;
 use crate::http::bulk::is_streamed;
@@ -63,11 +63,11 @@ pub(in crate::http) struct Passed {
 pub(in crate::http) struct GateLayer(pub(in crate::http) Arc<Gate>);
 
 impl GateLayer {
-    /// The answer to a request that passes the gate before `next` gets it.
-    pub(in crate::http) fn before<N, F>(&self, request: Request, next: N) -> GatedFuture
+    /// The answer to a request that passes the gate before `next` gets it, and what the gate has found out about it.
+    pub(in crate::http) fn before<N, F>(&self, request: Request, arrival: Arrival, next: N) -> GatedFuture
     where
-        N: FnOnce(Request) -> F + Send + 'static,
-        F: Future<Output = Response> + Send + 'static,
+        N: FnOnce(Request, Arc<Passed>) -> F + Send + 'static,
+        F: Future<Output: IntoResponse> + Send + 'static,
     {
         let gate = &self.0;
         let place = match gate.admission.as_ref().map(Admission::enter).transpose() {
@@ -76,7 +76,11 @@ impl GateLayer {
         };
         let unhurried = gate.streams && is_streamed(request.headers());
         let time_max = (!unhurried).then_some(gate.time_max);
-        Box::pin(InTime { answer: Arc::clone(gate).let_in(place, request, next), time_max, timer: None })
+        Box::pin(InTime {
+            answer: Arc::clone(gate).let_in(place, request, arrival, next),
+            time_max,
+            timer: None,
+        })
     }
 }
 
@@ -113,24 +117,29 @@ where
         // The one that was found ready is the one that is called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        self.layer.before(request, move |request| async move {
-            let Ok(response) = inner.call(request).await;
-            response
+        let arrival = Arrival::of(&request);
+        self.layer.before(request, arrival, move |mut request, passed| {
+            request.extensions_mut().insert(passed);
+            inner.call(request)
         })
     }
 }
 
 impl Gate {
-    // No `async fn`: its future would hold the request twice, as what it was given and as what it works on.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an `async fn` holds what it is given twice, and the request is large"
+    )]
     fn let_in<N, F>(
         self: Arc<Self>,
         place: Option<Place>,
-        mut request: Request,
+        request: Request,
+        arrival: Arrival,
         next: N,
     ) -> impl Future<Output = Response> + Send
     where
-        N: FnOnce(Request) -> F + Send,
-        F: Future<Output = Response> + Send,
+        N: FnOnce(Request, Arc<Passed>) -> F + Send,
+        F: Future<Output: IntoResponse> + Send,
     {
         async move {
             let (mut caller, mut allowed) = (None, Ok(()));
@@ -138,7 +147,7 @@ impl Gate {
             if let Some(access) = &self.access {
                 let principal = match authenticate(access, request.headers(), request.extensions()).await {
                     Ok(principal) => principal,
-                    Err(problem) => return self.turn_away(&request, problem),
+                    Err(problem) => return self.turn_away(&request, &arrival, problem),
                 };
                 if self.by_principal
                     && let Some(place) = &place
@@ -147,7 +156,8 @@ impl Gate {
                 }
                 let mut found = None;
                 if self.recorder.is_some() || !self.rules.is_empty() {
-                    let (circumstances, outcome) = circumstances(&self.rules, &principal, &request);
+                    let (circumstances, outcome) =
+                        circumstances(&self.rules, &principal, request.headers(), &arrival);
                     (found, allowed) = (Some(circumstances), allowed.and(outcome));
                 }
                 caller = Some(Caller(principal, found));
@@ -162,10 +172,7 @@ impl Gate {
                 caller,
             });
             let response = match allowed {
-                Ok(()) => {
-                    request.extensions_mut().insert(Arc::clone(&passed));
-                    next(request).await
-                }
+                Ok(()) => next(request, Arc::clone(&passed)).await.into_response(),
                 Err(problem) => problem.into_response(),
             };
             match record.and_then(|record| Some((record.due(&response)?, record))) {
@@ -180,12 +187,11 @@ impl Gate {
         Called { method: request.method().clone(), route: Some(Arc::clone(&self.route)) }
     }
 
-    fn turn_away(&self, request: &Request, problem: Problem) -> Response {
+    fn turn_away(&self, request: &Request, arrival: &Arrival, problem: Problem) -> Response {
         if let Some(recorder) = &self.recorder {
             let route = self.called(request).to_string();
-            let request_id = request_id(request.headers());
             let reason = problem.internal.as_deref().unwrap_or(&problem.detail);
-            let stranger = Stranger { request_id, source: source(request.extensions()), reason };
+            let stranger = Stranger { request_id: arrival.id(), source: arrival.source, reason };
             recorder.record_stranger(&route, stranger, problem.code.name());
         }
         problem.into_response()

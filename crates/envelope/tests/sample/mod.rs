@@ -86,7 +86,8 @@ pub(crate) fn stream_open<'a>(
     (out, end)
 }
 
-/// Opens one-shot, in place, and streamed in pieces of several sizes; all must agree.
+/// Opens one-shot, in place, in place behind a head that was read before and whose section may be known, and streamed
+/// in pieces of several sizes; all must agree.
 pub(crate) fn open(
     key: &DataKey,
     context: &EncryptionContext,
@@ -96,6 +97,11 @@ pub(crate) fn open(
     let mut copy = envelope.to_vec();
     let in_place = envelope::open_in_place(key, context, &mut copy).map(|message| message.to_vec());
     assert_eq!(in_place, opened);
+    let mut copy = envelope.to_vec();
+    let behind_head = envelope::inspect_known(envelope, |_| Some(embedded()))
+        .map_err(OpenError::from)
+        .and_then(|head| envelope::open_body_in_place(key, context, &head, &mut copy));
+    assert_eq!(behind_head.map(|message| message.to_vec()), opened);
     for piece_bytes in [usize::MAX, 65_552, 1000, 7] {
         let pieces = envelope.chunks(piece_bytes.min(envelope.len().max(1)));
         let (out, end) = stream_open(key, context, pieces);

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use axum::body::{Bytes, HttpBody};
@@ -158,13 +158,15 @@ pub(super) struct IdleClosed<T> {
     uses_seen: u64,
     times: Times,
     timer: Pin<Box<Sleep>>,
+    /// Whom the timer wakes, where it was asked.
+    woken: Option<Waker>,
     lingering: bool,
 }
 
 impl<T> IdleClosed<T> {
     fn new(stream: T, seen: Arc<Seen>, times: Times) -> Self {
         let idle = Box::pin(tokio::time::sleep(times.idle));
-        Self { stream, seen, uses_seen: 0, times, timer: idle, lingering: false }
+        Self { stream, seen, uses_seen: 0, times, timer: idle, woken: None, lingering: false }
     }
 
     fn moved(&self, bytes: usize) {
@@ -173,10 +175,18 @@ impl<T> IdleClosed<T> {
         }
     }
 
-    /// Ready where the time is over.
+    /// Ready where the time is over. Every request passes here while it waits for the next one: a timer that has been
+    /// told whom to wake is not told again, which would cost as much as reading the request's head.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let told = self.woken.as_ref().is_some_and(|woken| woken.will_wake(cx.waker()));
+        if told && !self.timer.is_elapsed() {
+            return Poll::Pending;
+        }
         loop {
-            ready!(self.timer.as_mut().poll(cx));
+            if self.timer.as_mut().poll(cx).is_pending() {
+                self.woken = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
             let uses = self.seen.uses.load(Ordering::Relaxed);
             if uses == self.uses_seen {
                 return Poll::Ready(());
@@ -220,13 +230,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for IdleClosed<T> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
+        // What is read is no use by itself, or a head that never ends would be: requests and bodies are counted.
         match Pin::new(&mut self.stream).poll_read(cx, buffer) {
-            Poll::Ready(Ok(())) => {
-                self.moved(buffer.filled().len() - before);
-                Poll::Ready(Ok(()))
-            }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(read) => Poll::Ready(read),
             // The reader sees the end of the stream.
             Poll::Pending => self.poll_idle(cx).map(Ok),
         }
@@ -322,6 +328,67 @@ mod tests {
         let began = Instant::now();
         assert_eq!(own.read(&mut [0; 10]).await.unwrap(), 0, "the end");
         assert_eq!(began.elapsed(), TIMES.idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_whose_head_never_ends_is_given_up() {
+        let (mut own, mut peer) = connected(false);
+        let began = Instant::now();
+        let sending = async {
+            for _ in 0..10 {
+                sleep(Duration::from_secs(30)).await;
+                if peer.write_all(&[b'a'; 500]).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let reading = async {
+            while own.read(&mut [0; 1_000]).await.unwrap() > 0 {}
+            drop(own);
+            began.elapsed()
+        };
+        let ((), took) = tokio::join!(sending, reading);
+        assert_eq!(took, TIMES.idle);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_and_bodies_keep_a_connection_and_the_time_runs_from_the_last() {
+        let (mut own, _peer) = connected(false);
+        let (seen, began) = (Arc::clone(&own.seen), Instant::now());
+        let using = async {
+            for _ in 0..5 {
+                sleep(Duration::from_secs(50)).await;
+                seen.uses.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let (read, ()) = tokio::join!(async { own.read(&mut [0; 10]).await.map(|_| began.elapsed()) }, using);
+        let took = read.unwrap();
+        assert!(
+            (Duration::from_secs(250) + TIMES.idle..=Duration::from_secs(250) + 2 * TIMES.idle)
+                .contains(&took)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_last_is_the_one_who_is_woken() {
+        let (own, _peer) = connected(false);
+        let own = std::sync::Mutex::new(own);
+        // Each of them polls with a waker of its own, and the first is polled no more.
+        let first = tokio::time::timeout(Duration::from_secs(1), read(&own)).await;
+        assert!(first.is_err());
+        let second = tokio::spawn(async move { read(&own).await });
+        let ended = tokio::time::timeout(2 * TIMES.idle, second).await;
+        assert_eq!(ended.expect("woken").unwrap(), 0);
+    }
+
+    async fn read(own: &std::sync::Mutex<IdleClosed<DuplexStream>>) -> usize {
+        std::future::poll_fn(|cx| {
+            let mut bytes = [0; 10];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            let polled = Pin::new(&mut *own.lock().unwrap()).poll_read(cx, &mut buffer);
+            polled.map(|read| read.map(|()| buffer.filled().len()).unwrap())
+        })
+        .await
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,7 +21,7 @@ use super::tls::Tls;
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How long a client may take to send a request's head, in seconds: its first; a later one on the same
-    /// connection has `connection_idle_secs_max`. Default 10.
+    /// connection has `connection_idle_secs_max`, and is given up before twice that. Default 10.
     pub head_secs_max: u64,
     /// The largest head of a request, in bytes: 8,192 or more. Default 32 KiB.
     pub head_bytes_max: usize,
@@ -165,15 +165,11 @@ fn bounded<A>(acceptor: A, options: &Options) -> Bounded<A> {
 
 fn limited<A: Address, Acc>(server: Server<A, Acc>, options: &Options) -> Server<A, Acc> {
     let head_time = Duration::from_secs(options.head_secs_max);
-    let idle_time = Duration::from_secs(options.connection_idle_secs_max);
     // Bounds a connection that sends nothing at all, before it is known which protocol it will speak.
     let mut server = server.first_request_timeout(head_time);
     let builder = server.http_builder();
-    // This time runs from the answer before, so it is also how long a connection may be kept for later use.
-    builder
-        .http1()
-        .header_read_timeout(head_time.max(idle_time))
-        .max_buf_size(options.head_bytes_max.max(8_192));
+    // A later head has the connection's idle time: hyper's own limit would make and end a timer for every request.
+    builder.http1().header_read_timeout(None).max_buf_size(options.head_bytes_max.max(8_192));
     builder
         .http2()
         .max_concurrent_streams(options.streams_max)

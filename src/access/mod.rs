@@ -30,7 +30,9 @@ pub use grant::{AdminOf, Decrypt, Encrypt, Explanation, Operate, Permit, PermitV
 use rules::{Grant, Restriction, Role, Rules};
 
 /// An authenticated caller and what it holds.
+// Apart from its count of references, which every request changes.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Principal {
     id: PrincipalId,
     grants: Vec<Grant>,

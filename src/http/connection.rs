@@ -27,6 +27,8 @@ const UPKEEP_BYTES_MAX: usize = 32;
 /// How long a connection may stand still.
 #[derive(Clone, Copy)]
 pub(super) struct Times {
+    /// Before its first request has come.
+    pub(super) head: Duration,
     /// Without a request or a body's bytes.
     pub(super) idle: Duration,
     /// While what the peer still sends behind the last answer is taken and let go.
@@ -81,6 +83,8 @@ where
 struct Seen {
     /// How often the connection was used.
     uses: AtomicU64,
+    /// Whether a request has come.
+    begun: AtomicBool,
     /// Whether a request's body has not come to its end.
     unread: AtomicBool,
 }
@@ -104,6 +108,7 @@ impl<S: Service<Request<Watched>>> Service<Request<Incoming>> for Counted<S> {
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         self.seen.uses.fetch_add(1, Ordering::Relaxed);
+        self.seen.begun.store(true, Ordering::Relaxed);
         // HTTP/2 ends a stream and not the connection where a body is not wanted.
         let in_turn = request.version() < Version::HTTP_2;
         if in_turn && !request.body().is_end_stream() {
@@ -165,8 +170,9 @@ pub(super) struct IdleClosed<T> {
 
 impl<T> IdleClosed<T> {
     fn new(stream: T, seen: Arc<Seen>, times: Times) -> Self {
-        let idle = Box::pin(tokio::time::sleep(times.idle));
-        Self { stream, seen, uses_seen: 0, times, timer: idle, woken: None, lingering: false }
+        // Nothing else bounds a connection that sends nothing at all, before it is known which protocol it speaks.
+        let first = tokio::time::sleep(times.head.min(times.idle));
+        Self { stream, seen, uses_seen: 0, times, timer: Box::pin(first), woken: None, lingering: false }
     }
 
     fn moved(&self, bytes: usize) {
@@ -188,11 +194,19 @@ impl<T> IdleClosed<T> {
                 return Poll::Pending;
             }
             let uses = self.seen.uses.load(Ordering::Relaxed);
-            if uses == self.uses_seen {
+            let mut time = self.times.idle;
+            if !self.seen.begun.load(Ordering::Relaxed) {
+                // What is left of it.
+                self.times.head = self.times.head.saturating_sub(time);
+                time = time.min(self.times.head);
+            } else if uses == self.uses_seen {
+                time = Duration::ZERO;
+            }
+            if time.is_zero() {
                 return Poll::Ready(());
             }
             self.uses_seen = uses;
-            self.timer.set(tokio::time::sleep(self.times.idle));
+            self.timer.set(tokio::time::sleep(time));
         }
     }
 
@@ -290,12 +304,15 @@ mod tests {
 
     use super::*;
 
-    const TIMES: Times = Times { idle: Duration::from_mins(1), linger: Duration::from_secs(5) };
+    const TIMES: Times =
+        Times { head: Duration::from_secs(10), idle: Duration::from_mins(1), linger: Duration::from_secs(5) };
 
     fn connected(unread: bool) -> (IdleClosed<DuplexStream>, DuplexStream) {
         let (own, peer) = duplex(1_000);
         let seen = Arc::new(Seen::default());
         seen.unread.store(unread, Ordering::Relaxed);
+        seen.begun.store(true, Ordering::Relaxed);
+        seen.uses.store(1, Ordering::Relaxed);
         (IdleClosed::new(own, seen, TIMES), peer)
     }
 
@@ -327,7 +344,36 @@ mod tests {
         let (mut own, _peer) = connected(false);
         let began = Instant::now();
         assert_eq!(own.read(&mut [0; 10]).await.unwrap(), 0, "the end");
-        assert_eq!(began.elapsed(), TIMES.idle);
+        assert!((TIMES.idle..=2 * TIMES.idle).contains(&began.elapsed()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_sent_no_request_has_the_time_of_a_head() {
+        for (head, idle) in [(10, 60), (60, 60), (61, 60), (200, 60)] {
+            let (head, idle) = (Duration::from_secs(head), Duration::from_secs(idle));
+            let (own, mut peer) = duplex(1_000);
+            let times = Times { head, idle, ..TIMES };
+            let mut own = IdleClosed::new(own, Arc::default(), times);
+            let began = Instant::now();
+            // Half a head, and what a server says of HTTP/2 by itself.
+            peer.write_all(b"POST / HTTP/1.1\r\n").await.unwrap();
+            own.write_all(&[0; 100]).await.unwrap();
+            while own.read(&mut [0; 10]).await.unwrap() > 0 {}
+            assert_eq!(began.elapsed(), head);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_longer_time_for_the_first_head_makes_no_connection_idle_for_longer() {
+        let (own, _peer) = duplex(1_000);
+        let seen = Arc::new(Seen::default());
+        let times = Times { head: 3 * TIMES.idle, ..TIMES };
+        let mut own = IdleClosed::new(own, Arc::clone(&seen), times);
+        let began = Instant::now();
+        seen.begun.store(true, Ordering::Relaxed);
+        seen.uses.store(1, Ordering::Relaxed);
+        assert_eq!(own.read(&mut [0; 10]).await.unwrap(), 0);
+        assert!((TIMES.idle..=2 * TIMES.idle).contains(&began.elapsed()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -348,7 +394,7 @@ mod tests {
             began.elapsed()
         };
         let ((), took) = tokio::join!(sending, reading);
-        assert_eq!(took, TIMES.idle);
+        assert!((TIMES.idle..=2 * TIMES.idle).contains(&took));
     }
 
     #[tokio::test(start_paused = true)]

@@ -37,6 +37,8 @@ pub struct Front {
     peer: Option<IpAddr>,
 }
 
+// Apart from its count of references, which every request changes.
+#[repr(align(128))]
 struct Routes {
     frequent: Vec<Frequent>,
     router: Router,

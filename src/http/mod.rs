@@ -128,6 +128,8 @@ pub trait Probe: Send + Sync {
 }
 
 /// What the handlers need.
+// Apart from its count of references, which every request changes.
+#[repr(align(128))]
 pub(crate) struct HttpState {
     operations: Arc<Operations>,
     probe: Arc<dyn Probe>,

@@ -1,15 +1,27 @@
 //! The listeners: HTTP/1.1 and HTTP/2 over sockets that are already bound.
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use axum_server::accept::{DefaultAcceptor, NoDelayAcceptor};
+use axum::extract::Request;
+use axum::response::Response;
+use axum::serve::Listener;
+use axum_server::accept::{Accept, DefaultAcceptor, NoDelayAcceptor};
 use axum_server::tls_rustls::RustlsAcceptor;
-use axum_server::{Address, Handle, Server};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use super::connection::{Bounded, Times};
@@ -60,34 +72,41 @@ pub fn use_crypto_provider() {
 }
 
 /// Stops listeners that run.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct ServerHandle {
-    tcp: Handle<SocketAddr>,
-    unix: Handle<UnixAddr>,
+    stopped: CancellationToken,
+    aborted: CancellationToken,
+    grace_ms: Arc<AtomicU64>,
+    connections: TaskTracker,
 }
 
 impl ServerHandle {
     /// Takes no more connections, lets what is in flight finish within `grace`, then ends.
     pub fn stop(&self, grace: Duration) {
-        self.tcp.graceful_shutdown(Some(grace));
-        self.unix.graceful_shutdown(Some(grace));
+        self.grace_ms.store(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.stopped.cancel();
     }
 
     /// Ends at once.
     pub fn abort(&self) {
-        self.tcp.shutdown();
-        self.unix.shutdown();
+        self.aborted.cancel();
+        self.stopped.cancel();
     }
 
     /// How many connections are open.
     pub fn connections(&self) -> usize {
-        self.tcp.connection_count() + self.unix.connection_count()
+        self.connections.len()
     }
-}
 
-impl Default for ServerHandle {
-    fn default() -> Self {
-        Self { tcp: Handle::new(), unix: Handle::new() }
+    /// Waits until all connections have ended, and no longer than they have grace.
+    async fn ended(&self) {
+        self.connections.close();
+        let grace = Duration::from_millis(self.grace_ms.load(Ordering::Relaxed));
+        tokio::select! {
+            () = self.connections.wait() => {}
+            () = self.aborted.cancelled() => {}
+            () = tokio::time::sleep(grace) => self.aborted.cancel(),
+        }
     }
 }
 
@@ -97,10 +116,10 @@ pub async fn serve(
     front: impl Into<Front>,
     options: &Options,
     handle: ServerHandle,
-) -> std::io::Result<()> {
-    let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
-    let server = server.acceptor(bounded(network(options), options));
-    server.serve(knowing_peers(front.into(), |peer: SocketAddr| Some(peer.ip()))).await
+) -> io::Result<()> {
+    let acceptor = bounded(network(options), options);
+    accept_all(tcp(listener)?, acceptor, front.into(), |peer| Some(peer.ip()), options, &handle).await;
+    Ok(())
 }
 
 /// Serves HTTP over TLS until the handle stops it.
@@ -110,13 +129,13 @@ pub async fn serve_tls(
     tls: &Tls,
     options: &Options,
     handle: ServerHandle,
-) -> std::io::Result<()> {
-    let server = limited(axum_server::from_tcp(listener)?, options).handle(handle.tcp);
+) -> io::Result<()> {
     let acceptor = RustlsAcceptor::new(tls.config())
         .handshake_timeout(tls.handshake_time_max())
         .acceptor(network(options));
-    let server = server.acceptor(bounded(acceptor, options));
-    server.serve(knowing_peers(front.into(), |peer: SocketAddr| Some(peer.ip()))).await
+    let acceptor = bounded(acceptor, options);
+    accept_all(tcp(listener)?, acceptor, front.into(), |peer| Some(peer.ip()), options, &handle).await;
+    Ok(())
 }
 
 /// Serves HTTP on a unix socket until the handle stops it.
@@ -125,10 +144,81 @@ pub async fn serve_unix(
     front: impl Into<Front>,
     options: &Options,
     handle: ServerHandle,
-) -> std::io::Result<()> {
-    let server = limited(axum_server::from_unix(listener)?, options).handle(handle.unix);
-    let server = server.acceptor(bounded(DefaultAcceptor::new(), options));
-    server.serve(knowing_peers(front.into(), |_: UnixAddr| None)).await
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let acceptor = bounded(DefaultAcceptor::new(), options);
+    accept_all(listener, acceptor, front.into(), |_| None, options, &handle).await;
+    Ok(())
+}
+
+fn tcp(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
+    listener.set_nonblocking(true)?;
+    tokio::net::TcpListener::from_std(listener)
+}
+
+/// Accepts connections and serves each in a task of its own, until the handle stops it.
+async fn accept_all<L, A>(
+    mut listener: L,
+    acceptor: A,
+    front: Front,
+    ip: impl Fn(L::Addr) -> Option<IpAddr>,
+    options: &Options,
+    handle: &ServerHandle,
+) where
+    L: Listener,
+    A: Accept<L::Io, Front, Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static, Future: Send + 'static>,
+    A::Service: Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    <A::Service as Service<Request<Incoming>>>::Future: Send,
+{
+    let builder = Arc::new(builder(options));
+    loop {
+        let (stream, peer) = tokio::select! {
+            biased;
+            () = handle.stopped.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let accepting = acceptor.accept(stream, front.clone().of_peer(ip(peer)));
+        // Each has a token of its own: of one that all wait for, all would take the lock for every request.
+        let (stopped, aborted) = (handle.stopped.child_token(), handle.aborted.clone());
+        handle.connections.spawn(serve_one(Arc::clone(&builder), accepting, stopped, aborted));
+    }
+    // Whoever connects now is refused, and not kept waiting.
+    drop(listener);
+    handle.ended().await;
+}
+
+async fn serve_one<I, S>(
+    builder: Arc<Builder<TokioExecutor>>,
+    accepting: impl Future<Output = io::Result<(I, S)>>,
+    stopped: CancellationToken,
+    aborted: CancellationToken,
+) where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
+    // Who is still in the handshake has nothing in flight.
+    let accepted = tokio::select! {
+        biased;
+        () = stopped.cancelled() => return,
+        accepted = accepting => accepted,
+    };
+    let Ok((stream, service)) = accepted else { return };
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
+    tokio::select! {
+        biased;
+        () = stopped.cancelled() => {}
+        _ = serving.as_mut() => return,
+    }
+    serving.as_mut().graceful_shutdown();
+    tokio::select! {
+        biased;
+        () = aborted.cancelled() => {}
+        _ = serving => {}
+    }
 }
 
 /// Binds a unix socket that its owner and group can use. The socket of a process that is gone is replaced; that of
@@ -144,37 +234,31 @@ pub fn bind_unix(path: &std::path::Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// What serves a connection: the same for all, but that it knows whose the connection is.
-fn knowing_peers<A>(
-    front: Front,
-    ip: impl Fn(A) -> Option<IpAddr>,
-) -> impl Service<A, Response = Front, Error = Infallible, Future = Ready<Result<Front, Infallible>>> {
-    tower::service_fn(move |peer| ready(Ok(front.clone().of_peer(ip(peer)))))
-}
-
 fn network(options: &Options) -> ProxyHeaders<NoDelayAcceptor> {
     let time_max = Duration::from_secs(options.head_secs_max);
     ProxyHeaders::new(NoDelayAcceptor::new(), Arc::clone(&options.proxies), time_max)
 }
 
 fn bounded<A>(acceptor: A, options: &Options) -> Bounded<A> {
-    let idle = Duration::from_secs(options.connection_idle_secs_max);
-    let linger = Duration::from_secs(options.linger_secs_max);
-    Bounded::new(acceptor, options.connections_max, Times { idle, linger })
+    let times = Times {
+        head: Duration::from_secs(options.head_secs_max),
+        idle: Duration::from_secs(options.connection_idle_secs_max),
+        linger: Duration::from_secs(options.linger_secs_max),
+    };
+    Bounded::new(acceptor, options.connections_max, times)
 }
 
-fn limited<A: Address, Acc>(server: Server<A, Acc>, options: &Options) -> Server<A, Acc> {
-    let head_time = Duration::from_secs(options.head_secs_max);
-    // Bounds a connection that sends nothing at all, before it is known which protocol it will speak.
-    let mut server = server.first_request_timeout(head_time);
-    let builder = server.http_builder();
-    // A later head has the connection's idle time: hyper's own limit would make and end a timer for every request.
+fn builder(options: &Options) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    // The connection has times for heads: hyper's own would make and end a timer for every request.
     builder.http1().header_read_timeout(None).max_buf_size(options.head_bytes_max.max(8_192));
+    let head_time = Duration::from_secs(options.head_secs_max);
     builder
         .http2()
+        .timer(TokioTimer::new())
         .max_concurrent_streams(options.streams_max)
         .max_header_list_size(u32::try_from(options.head_bytes_max).unwrap_or(u32::MAX))
         .keep_alive_interval(head_time)
         .keep_alive_timeout(head_time);
-    server
+    builder
 }

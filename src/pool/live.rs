@@ -8,7 +8,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use envelope::{DataKey, DataKeyId, WrappedKeys};
 
 use super::pages;
-use super::usage::Counts;
+use super::usage::{Counts, note};
 use crate::store::watch::Mark;
 use crate::store::{DekScope, DekState, KeyPolicy};
 use crate::tenant::KekId;
@@ -132,7 +132,7 @@ impl LiveDek {
             return None;
         }
         let key = self.key.load_full()?;
-        self.used_ms.store(now_ms, Ordering::Relaxed);
+        note(&self.used_ms, now_ms);
         Some(key)
     }
 

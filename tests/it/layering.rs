@@ -144,6 +144,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("http_body", &["http"]),
     Guarded("http_body_util", &["http"]),
     Guarded("hyper", &["http"]),
+    Guarded("hyper_util", &["http"]),
     Guarded("pin_project_lite", &["http"]),
     Guarded("memchr", &["http"]),
     Guarded("sfv", &["http"]),

@@ -78,7 +78,7 @@ pub struct Attempt<'a> {
     held: u8,
     began: Duration,
     change_id: Option<u64>,
-    made: Option<(&'static Member, Box<str>)>,
+    made: Option<(Member, Box<str>)>,
     asked: Asked,
     details: Details,
     tally: Option<Tally>,
@@ -239,7 +239,7 @@ impl Attempt<'_> {
     }
 }
 
-fn named(subject: Subject<'_>) -> Option<(&'static Member, &str)> {
+fn named(subject: Subject<'_>) -> Option<(Member, &str)> {
     match subject {
         Subject::ApiKey(id) => Some((member!("api_key"), id)),
         Subject::Grant(id) => Some((member!("grant"), id)),

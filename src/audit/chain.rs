@@ -367,7 +367,7 @@ pub(super) fn write_event(
     lines: &mut Vec<u8>,
     event: &str,
     time: Timestamp,
-    number: Option<(&Member, u64)>,
+    number: Option<(Member, u64)>,
 ) {
     let from = lines.len();
     let previous = hex(&link.mac);

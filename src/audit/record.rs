@@ -38,7 +38,7 @@ pub(super) struct Record<'a> {
     /// The same in the two records of one change.
     pub(super) change_id: Option<u64>,
     /// The API key or grant that a change is about: which of the two, and its id.
-    pub(super) named: Option<(&'static Member, &'a str)>,
+    pub(super) named: Option<(Member, &'a str)>,
     /// What a change asks for.
     pub(super) asked: Option<&'a Asked>,
     pub(super) details: Option<&'a Details>,
@@ -201,7 +201,7 @@ impl Object<'_> {
         }
     }
 
-    fn refs(&mut self, name: &Member, more: &Member, refs: &Refs) {
+    fn refs(&mut self, name: Member, more: Member, refs: &Refs) {
         self.list(name, &refs.names.iter().map(|name| &**name).collect::<Vec<_>>());
         if refs.more > 0 {
             self.number(more, refs.more);
@@ -229,12 +229,13 @@ impl Object<'_> {
 }
 
 /// A member's name as it stands in a line, from the comma before it to the colon behind it.
-pub(super) type Member = str;
+#[derive(Clone, Copy)]
+pub(super) struct Member(pub(super) &'static str);
 
 /// A [`Member`], known when this is compiled: so it is written in one step.
 macro_rules! member {
     ($name:literal) => {
-        concat!(",\"", $name, "\":")
+        $crate::audit::record::Member(concat!(",\"", $name, "\":"))
     };
 }
 pub(super) use member;
@@ -293,61 +294,61 @@ impl<'a> Object<'a> {
         object
     }
 
-    pub(super) fn text(&mut self, name: &Member, text: &str) {
+    pub(super) fn text(&mut self, name: Member, text: &str) {
         self.name(name);
         write_text(self.0, text);
     }
 
     /// Text in which JSON has nothing to escape: words of this service's own, and names that are slugs.
-    fn word(&mut self, name: &Member, word: &str) {
+    fn word(&mut self, name: Member, word: &str) {
         debug_assert!(
             word.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\')
         );
         self.quoted(name, |line| line.extend_from_slice(word.as_bytes()));
     }
 
-    fn some_word(&mut self, name: &Member, word: &str) {
+    fn some_word(&mut self, name: Member, word: &str) {
         if !word.is_empty() {
             self.word(name, word);
         }
     }
 
     /// The same, of what is written straight into the line: a formatter would take as long as all the rest.
-    fn quoted(&mut self, name: &Member, write: impl FnOnce(&mut Vec<u8>)) {
+    fn quoted(&mut self, name: Member, write: impl FnOnce(&mut Vec<u8>)) {
         self.name(name);
         write_quoted(self.0, write);
     }
 
-    pub(super) fn some_text(&mut self, name: &Member, text: &str) {
+    pub(super) fn some_text(&mut self, name: Member, text: &str) {
         if !text.is_empty() {
             self.text(name, text);
         }
     }
 
-    pub(super) fn number(&mut self, name: &Member, number: u64) {
+    pub(super) fn number(&mut self, name: Member, number: u64) {
         self.name(name);
         write_number(self.0, number);
     }
 
     /// A list that is not empty.
-    fn list(&mut self, name: &Member, items: &[&str]) {
+    fn list(&mut self, name: Member, items: &[&str]) {
         if !items.is_empty() {
             self.value(name, &json!(items));
         }
     }
 
-    fn flag(&mut self, name: &Member, on: bool) {
+    fn flag(&mut self, name: Member, on: bool) {
         if on {
             self.value(name, &Value::Bool(true));
         }
     }
 
-    fn value(&mut self, name: &Member, value: &Value) {
+    fn value(&mut self, name: Member, value: &Value) {
         self.name(name);
         let _ = serde_json::to_writer(&mut *self.0, value);
     }
 
-    fn name(&mut self, name: &Member) {
-        self.0.extend_from_slice(name.as_bytes());
+    fn name(&mut self, name: Member) {
+        self.0.extend_from_slice(name.0.as_bytes());
     }
 }

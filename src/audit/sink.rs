@@ -364,7 +364,7 @@ impl Writer {
         queue.closing
     }
 
-    fn event(&mut self, event: &str, number: Option<(&Member, u64)>) {
+    fn event(&mut self, event: &str, number: Option<(Member, u64)>) {
         write_event(&mut self.link, &self.keys, &mut self.lines, event, self.clock.now(), number);
     }
 

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
@@ -17,6 +17,7 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 use tower::Service;
 
@@ -189,7 +190,8 @@ impl<T> IdleClosed<T> {
             return Poll::Pending;
         }
         loop {
-            if self.timer.as_mut().poll(cx).is_pending() {
+            // Whatever else the task has done: of a timer that was not started for want of budget nobody is woken.
+            if pin!(unconstrained(self.timer.as_mut())).poll(cx).is_pending() {
                 self.woken = Some(cx.waker().clone());
                 return Poll::Pending;
             }
@@ -424,6 +426,19 @@ mod tests {
         assert!(first.is_err());
         let second = tokio::spawn(async move { read(&own).await });
         let ended = tokio::time::timeout(2 * TIMES.idle, second).await;
+        assert_eq!(ended.expect("woken").unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_has_used_up_its_turn_is_woken_all_the_same() {
+        let (mut own, _peer) = connected(false);
+        let reading = tokio::spawn(async move {
+            while tokio::task::coop::has_budget_remaining() {
+                tokio::task::coop::consume_budget().await;
+            }
+            own.read(&mut [0; 10]).await.unwrap()
+        });
+        let ended = tokio::time::timeout(2 * TIMES.idle, reading).await;
         assert_eq!(ended.expect("woken").unwrap(), 0);
     }
 

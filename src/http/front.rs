@@ -154,3 +154,18 @@ impl Future for FrontFuture {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_peer_of_an_ipv6_socket_is_an_ipv4_peer() {
+        for (peer, expected) in
+            [("::ffff:192.0.2.7", "192.0.2.7"), ("192.0.2.7", "192.0.2.7"), ("::1", "::1")]
+        {
+            let front = Front::from(Router::new()).of_peer(Some(peer.parse().unwrap()));
+            assert_eq!(front.peer, Some(expected.parse().unwrap()));
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::Response;
-use axum::serve::Listener;
 use axum_server::accept::{Accept, DefaultAcceptor, NoDelayAcceptor};
 use axum_server::tls_rustls::RustlsAcceptor;
 use hyper::body::Incoming;
@@ -118,7 +117,8 @@ pub async fn serve(
     handle: ServerHandle,
 ) -> io::Result<()> {
     let acceptor = bounded(network(options), options);
-    accept_all(tcp(listener)?, acceptor, front.into(), |peer| Some(peer.ip()), options, &handle).await;
+    accept_all(tcp(listener)?, acceptor, front.into(), |peer: SocketAddr| Some(peer.ip()), options, &handle)
+        .await;
     Ok(())
 }
 
@@ -134,7 +134,8 @@ pub async fn serve_tls(
         .handshake_timeout(tls.handshake_time_max())
         .acceptor(network(options));
     let acceptor = bounded(acceptor, options);
-    accept_all(tcp(listener)?, acceptor, front.into(), |peer| Some(peer.ip()), options, &handle).await;
+    accept_all(tcp(listener)?, acceptor, front.into(), |peer: SocketAddr| Some(peer.ip()), options, &handle)
+        .await;
     Ok(())
 }
 
@@ -157,26 +158,64 @@ fn tcp(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
     tokio::net::TcpListener::from_std(listener)
 }
 
+/// Where connections come from.
+trait Listener {
+    type Stream;
+    type Peer;
+
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
+}
+
+impl Listener for tokio::net::TcpListener {
+    type Stream = tokio::net::TcpStream;
+    type Peer = SocketAddr;
+
+    async fn accept(&self) -> io::Result<(Self::Stream, SocketAddr)> {
+        Self::accept(self).await
+    }
+}
+
+impl Listener for tokio::net::UnixListener {
+    type Stream = tokio::net::UnixStream;
+    type Peer = tokio::net::unix::SocketAddr;
+
+    async fn accept(&self) -> io::Result<(Self::Stream, Self::Peer)> {
+        Self::accept(self).await
+    }
+}
+
+/// How long nothing is accepted after a failure: one that lasts, such as too many open files, must not take a core.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+
 /// Accepts connections and serves each in a task of its own, until the handle stops it.
 async fn accept_all<L, A>(
-    mut listener: L,
+    listener: L,
     acceptor: A,
     front: Front,
-    ip: impl Fn(L::Addr) -> Option<IpAddr>,
+    ip: impl Fn(L::Peer) -> Option<IpAddr>,
     options: &Options,
     handle: &ServerHandle,
 ) where
     L: Listener,
-    A: Accept<L::Io, Front, Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static, Future: Send + 'static>,
+    A: Accept<
+            L::Stream,
+            Front,
+            Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+            Future: Send + 'static,
+        >,
     A::Service: Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + 'static,
     <A::Service as Service<Request<Incoming>>>::Future: Send,
 {
     let builder = Arc::new(builder(options));
     loop {
-        let (stream, peer) = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = handle.stopped.cancelled() => break,
             accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, peer)) = accepted else {
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
         };
         let accepting = acceptor.accept(stream, front.clone().of_peer(ip(peer)));
         // Each has a token of its own: of one that all wait for, all would take the lock for every request.

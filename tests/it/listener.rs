@@ -122,6 +122,17 @@ async fn a_trusted_balancers_proxy_header_says_where_a_call_comes_from() {
     let _ = tokio::time::timeout(TIME_MAX, half.read_to_end(&mut rest)).await.unwrap();
     let expected = ["192.0.2.7", "192.0.2.7", "2001:db8::7", "127.0.0.1", "127.0.0.1"];
     assert_eq!(scene.sources().await, expected);
+
+    // With quotas the calls go through the router.
+    let scene = Scene::new(|world| {
+        trusting(ToldBy::ProxyProtocolV2, "127.0.0.0/8")(world);
+        world.settings.quotas.tenant.requests_per_sec = 1_000_000;
+    });
+    let scene = scene.await;
+    for header in [proxy_header(0x21, 0x11, &v4), proxy_header(0x20, 0x00, &[])] {
+        assert_eq!(scene.call(&header, "").await, "HTTP/1.1 200 OK");
+    }
+    assert_eq!(scene.sources().await, ["192.0.2.7", "127.0.0.1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,16 +152,25 @@ async fn nobody_else_is_believed_about_where_he_comes_from() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trusted_balancers_forwarded_header_says_where_a_call_comes_from() {
-    let scene = Scene::new(trusting(ToldBy::Forwarded, "127.0.0.1/32")).await;
-    for more in [
-        "forwarded: for=192.0.2.7\r\n",
-        "forwarded: for=1.2.3.4\r\nforwarded: for=192.0.2.7\r\n",
-        "x-forwarded-for: 1.2.3.4\r\n",
-        "forwarded: for=unknown\r\n",
-    ] {
-        assert_eq!(scene.call(b"", more).await, "HTTP/1.1 200 OK");
+    // With quotas the calls go through the router.
+    for quotas in [false, true] {
+        let scene = Scene::new(|world| {
+            trusting(ToldBy::Forwarded, "127.0.0.1/32")(world);
+            if quotas {
+                world.settings.quotas.tenant.requests_per_sec = 1_000_000;
+            }
+        });
+        let scene = scene.await;
+        for more in [
+            "forwarded: for=192.0.2.7\r\n",
+            "forwarded: for=1.2.3.4\r\nforwarded: for=192.0.2.7\r\n",
+            "x-forwarded-for: 1.2.3.4\r\n",
+            "forwarded: for=unknown\r\n",
+        ] {
+            assert_eq!(scene.call(b"", more).await, "HTTP/1.1 200 OK");
+        }
+        assert_eq!(scene.sources().await, ["192.0.2.7", "192.0.2.7", "127.0.0.1", "127.0.0.1"]);
     }
-    assert_eq!(scene.sources().await, ["192.0.2.7", "192.0.2.7", "127.0.0.1", "127.0.0.1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,3 +89,22 @@ async fn requests_that_never_end_have_the_stated_time_and_no_longer() {
     let ended = tokio::time::timeout(Duration::from_secs(15), program.ended()).await.unwrap();
     assert!(ended.0.success(), "{}", ended.1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_not_sent_a_head_holds_it_up_for_no_longer_than_a_head_may_take() {
+    for options in [&["--dev"][..], &["--dev", "--tls-self-signed"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let program = Program::serve(folder.path(), options, &[("KEYFOLD_HTTP__HEAD_SECS_MAX", "1")]).await;
+        // Who says nothing, and who has said a little: half a head, or what is no handshake yet.
+        let _silent = TcpStream::connect(program.address).await.unwrap();
+        let mut begun = TcpStream::connect(program.address).await.unwrap();
+        begun.write_all(b"\x16\x03\x01").await.unwrap();
+        let mut head = TcpStream::connect(program.address).await.unwrap();
+        head.write_all(b"POST /v1/encrypt HTTP/1.1\r\nhost").await.unwrap();
+        program.signal(Signal::TERM);
+        // Well before the 30 seconds that requests in flight have.
+        let ended = tokio::time::timeout(Duration::from_secs(15), program.ended()).await;
+        let (status, log) = ended.expect("it ends");
+        assert!(status.success(), "{log}");
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::ready;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use pin_project_lite::pin_project;
+use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 use tower::{Layer, Service};
 
@@ -251,7 +252,8 @@ impl<F: Future<Output = Response>> Future for InTime<F> {
             this.timer.set(Some(tokio::time::sleep(time_max)));
         }
         if let Some(timer) = this.timer.as_pin_mut() {
-            ready!(timer.poll(context));
+            // Even where the answer has used up the task's turn each time.
+            ready!(pin!(unconstrained(timer)).poll(context));
         }
         Poll::Ready(
             Ok(Problem::new(Code::DeadlineExceeded, Code::DeadlineExceeded.example()).into_response()),

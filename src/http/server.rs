@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::pin::pin;
 use std::sync::Arc;
@@ -117,8 +117,7 @@ pub async fn serve(
     handle: ServerHandle,
 ) -> io::Result<()> {
     let acceptor = bounded(network(options), options);
-    accept_all(tcp(listener)?, acceptor, front.into(), |peer: SocketAddr| Some(peer.ip()), options, &handle)
-        .await;
+    accept_all(tcp(listener)?, acceptor, front.into(), options, &handle).await;
     Ok(())
 }
 
@@ -134,8 +133,7 @@ pub async fn serve_tls(
         .handshake_timeout(tls.handshake_time_max())
         .acceptor(network(options));
     let acceptor = bounded(acceptor, options);
-    accept_all(tcp(listener)?, acceptor, front.into(), |peer: SocketAddr| Some(peer.ip()), options, &handle)
-        .await;
+    accept_all(tcp(listener)?, acceptor, front.into(), options, &handle).await;
     Ok(())
 }
 
@@ -149,7 +147,7 @@ pub async fn serve_unix(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let acceptor = bounded(DefaultAcceptor::new(), options);
-    accept_all(listener, acceptor, front.into(), |_| None, options, &handle).await;
+    accept_all(listener, acceptor, front.into(), options, &handle).await;
     Ok(())
 }
 
@@ -161,26 +159,24 @@ fn tcp(listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
 /// Where connections come from.
 trait Listener {
     type Stream;
-    type Peer;
 
-    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
+    /// The next one, and whose it is where that has an address.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<IpAddr>)>> + Send;
 }
 
 impl Listener for tokio::net::TcpListener {
     type Stream = tokio::net::TcpStream;
-    type Peer = SocketAddr;
 
-    async fn accept(&self) -> io::Result<(Self::Stream, SocketAddr)> {
-        Self::accept(self).await
+    async fn accept(&self) -> io::Result<(Self::Stream, Option<IpAddr>)> {
+        Self::accept(self).await.map(|(stream, peer)| (stream, Some(peer.ip())))
     }
 }
 
 impl Listener for tokio::net::UnixListener {
     type Stream = tokio::net::UnixStream;
-    type Peer = tokio::net::unix::SocketAddr;
 
-    async fn accept(&self) -> io::Result<(Self::Stream, Self::Peer)> {
-        Self::accept(self).await
+    async fn accept(&self) -> io::Result<(Self::Stream, Option<IpAddr>)> {
+        Self::accept(self).await.map(|(stream, _)| (stream, None))
     }
 }
 
@@ -188,14 +184,8 @@ impl Listener for tokio::net::UnixListener {
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// Accepts connections and serves each in a task of its own, until the handle stops it.
-async fn accept_all<L, A>(
-    listener: L,
-    acceptor: A,
-    front: Front,
-    ip: impl Fn(L::Peer) -> Option<IpAddr>,
-    options: &Options,
-    handle: &ServerHandle,
-) where
+async fn accept_all<L, A>(listener: L, acceptor: A, front: Front, options: &Options, handle: &ServerHandle)
+where
     L: Listener,
     A: Accept<
             L::Stream,
@@ -217,7 +207,7 @@ async fn accept_all<L, A>(
             tokio::time::sleep(ACCEPT_AGAIN).await;
             continue;
         };
-        let accepting = acceptor.accept(stream, front.clone().of_peer(ip(peer)));
+        let accepting = acceptor.accept(stream, front.clone().of_peer(peer));
         // Each has a token of its own: of one that all wait for, all would take the lock for every request.
         let (stopped, aborted) = (handle.stopped.child_token(), handle.aborted.clone());
         handle.connections.spawn(serve_one(Arc::clone(&builder), accepting, stopped, aborted));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine as _;
@@ -10,10 +11,10 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Bounds, Permitted, json, json_text};
+use super::{Bounds, Permitted, by_body, json};
 use crate::access::{Decrypt, Permit};
 use crate::http::HttpState;
-use crate::http::bulk::{self, raw};
+use crate::http::bulk::raw;
 use crate::http::json::{BASE64, Context, Encoded, parse};
 use crate::http::problem::{Code, Problem};
 use crate::operations::{Decrypted, Decryption, OperationError};
@@ -73,32 +74,29 @@ pub(in crate::http) async fn decrypt(
 }
 
 /// The answer to a call that has leave.
-#[expect(
-    clippy::manual_async_fn,
-    reason = "the future of an `async fn` holds what it is given twice, and the request is large"
-)]
 pub(in crate::http) fn answer(
     state: Arc<HttpState>,
     permit: Permit<Decrypt>,
     bounds: Bounds,
     request: Request,
 ) -> impl Future<Output = Result<Response, Problem>> + Send {
-    async move {
-        if bulk::is(request.headers(), bulk::OCTETS) {
-            // Boxed: the state of a stream must not make every small call's larger.
-            return Box::pin(raw::decrypt(state, permit, request)).await;
-        }
-        let body = json_text(request, bounds).await?;
-        let request: DecryptRequest<'_> = parse(&body)?;
-        let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
-        let decryption = Decryption { envelope, context: request.context.0 };
-        let decrypted = state.operations.decrypt(&permit, decryption).await?;
-        let mut out = Vec::with_capacity(decrypted.plaintext().len().div_ceil(3) * 4 + 192);
-        out.push(b'{');
-        write(&decrypted, &mut out)?;
-        out.push(b'}');
-        Ok(json(StatusCode::OK, out))
-    }
+    by_body(state, permit, bounds, request, raw::decrypt, answer_text)
+}
+
+async fn answer_text(
+    state: Arc<HttpState>,
+    permit: Permit<Decrypt>,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let request: DecryptRequest<'_> = parse(&body)?;
+    let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
+    let decryption = Decryption { envelope, context: request.context.0 };
+    let decrypted = state.operations.decrypt(&permit, decryption).await?;
+    let mut out = Vec::with_capacity(decrypted.plaintext().len().div_ceil(3) * 4 + 192);
+    out.push(b'{');
+    write(&decrypted, &mut out)?;
+    out.push(b'}');
+    Ok(json(StatusCode::OK, out))
 }
 
 /// The fields of an answer.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use envelope::text;
@@ -9,10 +10,10 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Bounds, Permitted, Weight, json, json_text, name};
+use super::{Bounds, Permitted, Weight, by_body, json, name};
 use crate::access::{Encrypt, Permit};
 use crate::http::HttpState;
-use crate::http::bulk::{self, raw};
+use crate::http::bulk::raw;
 use crate::http::json::{Base64Plaintext, Context, Encoded, Text, parse};
 use crate::http::problem::Problem;
 use crate::operations::{Encrypted, Encryption};
@@ -80,44 +81,41 @@ pub(in crate::http) async fn encrypt(
 }
 
 /// The answer to a call that has leave.
-#[expect(
-    clippy::manual_async_fn,
-    reason = "the future of an `async fn` holds what it is given twice, and the request is large"
-)]
 pub(in crate::http) fn answer(
     state: Arc<HttpState>,
     permit: Permit<Encrypt>,
     bounds: Bounds,
     request: Request,
 ) -> impl Future<Output = Result<Response, Problem>> + Send {
-    async move {
-        if bulk::is(request.headers(), bulk::OCTETS) {
-            // Boxed: the state of a stream must not make every small call's larger.
-            return Box::pin(raw::encrypt(state, permit, request)).await;
-        }
-        let body = json_text(request, bounds).await?;
-        let request: EncryptRequest<'_> = parse(&body)?;
-        let key = key_name(&state, request.key.as_ref())?;
-        let plaintext =
-            Base64Plaintext { text: &request.plaintext.0, bytes_max: state.options.plaintext_bytes_max };
-        let encrypted = state
-            .operations
-            .encrypt(
-                &permit,
-                Encryption {
-                    key,
-                    context: request.context.0,
-                    weight: request.envelope.map(Into::into),
-                    plaintext: &plaintext,
-                },
-            )
-            .await?;
-        let mut out = Vec::with_capacity(text::encoded_bytes(encrypted.envelope.len()) + 192);
-        out.push(b'{');
-        write(&encrypted, &mut out);
-        out.push(b'}');
-        Ok(json(StatusCode::OK, out))
-    }
+    by_body(state, permit, bounds, request, raw::encrypt, answer_text)
+}
+
+async fn answer_text(
+    state: Arc<HttpState>,
+    permit: Permit<Encrypt>,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let request: EncryptRequest<'_> = parse(&body)?;
+    let key = key_name(&state, request.key.as_ref())?;
+    let plaintext =
+        Base64Plaintext { text: &request.plaintext.0, bytes_max: state.options.plaintext_bytes_max };
+    let encrypted = state
+        .operations
+        .encrypt(
+            &permit,
+            Encryption {
+                key,
+                context: request.context.0,
+                weight: request.envelope.map(Into::into),
+                plaintext: &plaintext,
+            },
+        )
+        .await?;
+    let mut out = Vec::with_capacity(text::encoded_bytes(encrypted.envelope.len()) + 192);
+    out.push(b'{');
+    write(&encrypted, &mut out);
+    out.push(b'}');
+    Ok(json(StatusCode::OK, out))
 }
 
 /// The key that is named, or the one that is used where none is.

@@ -26,6 +26,7 @@ use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 
+use super::HttpState;
 use super::bulk::{self, refuse_raw_headers};
 use super::json::ObjectOnly;
 use super::middleware::authenticate::Caller;
@@ -85,6 +86,34 @@ pub(super) fn json_body(
             Err(error) if error.is::<LengthLimitError>() => Err(too_large(bytes_max)),
             Err(_) => Err(Problem::new(Code::MalformedRequest, "the body ended before it was complete")),
         }
+    }
+}
+
+/// The answer to a call that has leave, by what its body is: bytes that are streamed, or a text in JSON.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "the future of an `async fn` holds what it is given twice, and the request is large"
+)]
+pub(super) fn by_body<V, R, T>(
+    state: Arc<HttpState>,
+    permit: Permit<V>,
+    bounds: Bounds,
+    request: Request,
+    raw: impl FnOnce(Arc<HttpState>, Permit<V>, Request) -> R + Send,
+    text: impl FnOnce(Arc<HttpState>, Permit<V>, Bytes) -> T + Send,
+) -> impl Future<Output = Result<Response, Problem>> + Send
+where
+    V: PermitVerb + Send,
+    R: Future<Output = Result<Response, Problem>> + Send,
+    T: Future<Output = Result<Response, Problem>> + Send,
+{
+    async move {
+        if bulk::is(request.headers(), bulk::OCTETS) {
+            // Boxed: the state of a stream must not make every small call's larger.
+            return Box::pin(raw(state, permit, request)).await;
+        }
+        let body = json_text(request, bounds).await?;
+        text(state, permit, body).await
     }
 }
 

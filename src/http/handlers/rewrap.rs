@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use envelope::text;
@@ -9,10 +10,10 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Bounds, Permitted, Weight, json, json_text};
+use super::{Bounds, Permitted, Weight, by_body, json};
 use crate::access::{Permit, Rewrap};
 use crate::http::HttpState;
-use crate::http::bulk::{self, raw};
+use crate::http::bulk::raw;
 use crate::http::json::{Context, Encoded, parse};
 use crate::http::problem::Problem;
 use crate::operations::{OperationError, RewrapMode, Rewrapped, Rewrapping};
@@ -92,34 +93,30 @@ pub(in crate::http) async fn rewrap(
 }
 
 /// The answer to a call that has leave.
-#[expect(
-    clippy::manual_async_fn,
-    reason = "the future of an `async fn` holds what it is given twice, and the request is large"
-)]
 pub(in crate::http) fn answer(
     state: Arc<HttpState>,
     permit: Permit<Rewrap>,
     bounds: Bounds,
     request: Request,
 ) -> impl Future<Output = Result<Response, Problem>> + Send {
-    async move {
-        if bulk::is(request.headers(), bulk::OCTETS) {
-            // Boxed: the state of a stream must not make every small call's larger.
-            return Box::pin(raw::rewrap(state, permit, request)).await;
-        }
-        let body = json_text(request, bounds).await?;
-        let request: RewrapRequest<'_> = parse(&body)?;
-        let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
-        let weight = request.envelope.map(Into::into);
-        let rewrapping =
-            Rewrapping { envelope, context: request.context.0, mode: request.mode.into(), weight };
-        let rewrapped = state.operations.rewrap(&permit, rewrapping).await?;
-        let mut out = Vec::with_capacity(text::encoded_bytes(rewrapped.envelope.len()) + 192);
-        out.push(b'{');
-        write(&rewrapped, &mut out);
-        out.push(b'}');
-        Ok(json(StatusCode::OK, out))
-    }
+    by_body(state, permit, bounds, request, raw::rewrap, answer_text)
+}
+
+async fn answer_text(
+    state: Arc<HttpState>,
+    permit: Permit<Rewrap>,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let request: RewrapRequest<'_> = parse(&body)?;
+    let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
+    let weight = request.envelope.map(Into::into);
+    let rewrapping = Rewrapping { envelope, context: request.context.0, mode: request.mode.into(), weight };
+    let rewrapped = state.operations.rewrap(&permit, rewrapping).await?;
+    let mut out = Vec::with_capacity(text::encoded_bytes(rewrapped.envelope.len()) + 192);
+    out.push(b'{');
+    write(&rewrapped, &mut out);
+    out.push(b'}');
+    Ok(json(StatusCode::OK, out))
 }
 
 /// The fields of an answer.

@@ -1,10 +1,7 @@
 //! The text form of an envelope: [`PREFIX`] and the whole envelope in base64url (RFC 4648 section 5) without
 //! padding.
 
-use std::sync::LazyLock;
-
-use base64::Engine;
-use base64::engine::general_purpose::NO_PAD;
+use base64_turbo::URL_SAFE_NO_PAD;
 
 use crate::error::FormatError;
 
@@ -15,7 +12,7 @@ pub const PREFIX: &str = "kf1.";
 pub fn encode(envelope: &[u8]) -> String {
     let mut text = String::with_capacity(encoded_bytes(envelope.len()));
     text.push_str(PREFIX);
-    ENGINE.encode_string(envelope, &mut text);
+    text.push_str(&URL_SAFE_NO_PAD.encode(envelope));
     text
 }
 
@@ -24,7 +21,7 @@ pub fn encode_to(envelope: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(PREFIX.as_bytes());
     let start = out.len();
     out.resize(start + encoded_bytes(envelope.len()) - PREFIX.len(), 0);
-    let written = ENGINE.encode_slice(envelope, &mut out[start..]);
+    let written = URL_SAFE_NO_PAD.encode_slice(envelope, &mut out[start..]);
     debug_assert_eq!(written, Ok(out.len() - start), "encoded_bytes() is exact");
 }
 
@@ -39,13 +36,5 @@ pub fn encoded_bytes(envelope_bytes: usize) -> usize {
 /// Does not look at the envelope itself.
 pub fn decode(text: impl AsRef<[u8]>) -> Result<Vec<u8>, FormatError> {
     let encoded = text.as_ref().strip_prefix(PREFIX.as_bytes()).ok_or(FormatError::TextPrefix)?;
-    ENGINE.decode(encoded).map_err(|_| FormatError::TextEncoding)
+    URL_SAFE_NO_PAD.decode(encoded).map_err(|_| FormatError::TextEncoding)
 }
-
-/// Picks the processor's vector instructions at run time.
-#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
-static ENGINE: LazyLock<base64::engine::Simd> = LazyLock::new(|| base64::engine::Simd::url_safe(NO_PAD));
-
-#[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon"))))]
-static ENGINE: LazyLock<base64::engine::GeneralPurpose> =
-    LazyLock::new(|| base64::engine::GeneralPurpose::new(&base64::alphabet::URL_SAFE, NO_PAD));

@@ -56,6 +56,27 @@ proptest! {
         prop_assert_eq!(text::decode(&text).unwrap(), envelope);
     }
 
+    /// Of all lengths, so that every width of vector instructions has its turn, and spoilt in none or some places.
+    #[test]
+    fn what_is_taken_is_what_the_base64_crate_takes(
+        envelope in prop::collection::vec(any::<u8>(), 0..300),
+        spoilt in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+        cut in 0_usize..3,
+        behind in "[A=]{0,2}",
+    ) {
+        let mut encoded = URL_SAFE_NO_PAD.encode(&envelope).into_bytes();
+        encoded.truncate(encoded.len().saturating_sub(cut));
+        encoded.extend_from_slice(behind.as_bytes());
+        for (place, byte) in spoilt {
+            if !encoded.is_empty() {
+                let at = place.index(encoded.len());
+                encoded[at] = byte;
+            }
+        }
+        let taken = text::decode([b"kf1.", encoded.as_slice()].concat());
+        prop_assert_eq!(taken.ok(), URL_SAFE_NO_PAD.decode(&encoded).ok());
+    }
+
     #[test]
     fn what_decodes_encodes_to_the_same(text in "kf1\\.[A-Za-z0-9_-]{0,12}") {
         if let Ok(envelope) = text::decode(&text) {

@@ -116,7 +116,6 @@ impl<'de> ItemVisitor<'de> for Pair<'_> {
 
 #[cfg(test)]
 mod tests {
-    use base64::Engine as _;
     use envelope::{CONTEXT_BYTES_MAX, CONTEXT_PAIRS_MAX};
 
     use super::*;

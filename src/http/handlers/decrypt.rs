@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use base64::Engine as _;
 use envelope::text;
 use http::StatusCode;
 use serde::{Deserialize, Serialize};

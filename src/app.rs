@@ -31,6 +31,7 @@ use crate::lifecycle::Lifecycle;
 use crate::operations::{KekCheck, OperationError, Operations};
 use crate::pool::{DekPool, PoolError};
 use crate::rotation::Reconciler;
+use crate::spread::Apart;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::watch::ChangeWatch;
 use crate::store::{Registry, Store};
@@ -51,7 +52,7 @@ pub struct App {
     /// Everything behind the edge.
     pub front: crate::http::Front,
     /// How many bodies are being streamed now.
-    pub open_transfers: Arc<AtomicUsize>,
+    pub open_transfers: Arc<Apart<AtomicUsize>>,
     /// The tasks, and how they stop.
     pub lifecycle: Lifecycle,
     kms: Arc<dyn Kms>,

@@ -19,6 +19,7 @@
 pub mod clock;
 pub mod tenant;
 pub mod quota;
+pub mod spread;
 
 // What we rely on: whoever keeps the master keys, and the registry.
 pub mod kms;

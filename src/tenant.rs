@@ -6,6 +6,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use smol_str::SmolStr;
+
 /// Why a name was refused. Its text is meant for whoever typed the name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {given:?} is not valid: {rule}")]
@@ -36,7 +38,7 @@ macro_rules! slug {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
+        pub struct $name(SmolStr);
 
         impl $name {
             /// The name as text.
@@ -78,7 +80,7 @@ impl KeyName {
 
 impl Default for KeyName {
     fn default() -> Self {
-        Self(Self::DEFAULT.into())
+        Self(SmolStr::new_static(Self::DEFAULT))
     }
 }
 

@@ -17,6 +17,7 @@ use super::granted::Book;
 use super::rules::Rules;
 use super::{AuthenticationError, Principal};
 use crate::clock::{Clock, Timestamp};
+use crate::spread::{Near, Spread};
 use crate::store::watch::{ChangeWatch, Mark};
 use crate::store::{ApiKeyRecord, Store};
 use crate::tenant::{TenantId, Verb};
@@ -149,7 +150,7 @@ struct Known {
     secret_hash: [u8; 32],
     expires_at: Option<Timestamp>,
     revoked: bool,
-    principal: Arc<Principal>,
+    principal: Spread<Principal>,
     seen_mark: u64,
     /// The grants that the principal was made with.
     book: Arc<Book>,
@@ -172,19 +173,28 @@ impl ApiKeys {
         &self.pepper
     }
 
-    /// `book` was asked for just now: that it was to be had says that the registry has answered recently enough.
-    pub(super) async fn authenticate(
+    /// Whose API key it is, where that is remembered. `book` was asked for just now: that it was to be had says that the
+    /// registry has answered recently enough.
+    pub(super) fn recognise(
         &self,
         bearer: &str,
         book: &Arc<Book>,
-    ) -> Result<Arc<Principal>, AuthenticationError> {
+    ) -> Result<Option<Near<Principal>>, AuthenticationError> {
         let token = Token::parse(bearer).ok_or(AuthenticationError::Malformed)?;
-        if let Some(known) = self.known.pin().get(token.id)
-            && known.seen_mark == self.mark.now()
-            && Arc::ptr_eq(&known.book, book)
-        {
-            return self.check(known, &token);
-        }
+        let remembered = self.known.pin();
+        let known = remembered.get(token.id);
+        let known =
+            known.filter(|known| known.seen_mark == self.mark.now() && Arc::ptr_eq(&known.book, book));
+        known.map(|known| self.check(known, &token)).transpose()
+    }
+
+    /// The same by the registry, for one who is not recognised.
+    pub(super) async fn look_up(
+        &self,
+        bearer: &str,
+        book: &Arc<Book>,
+    ) -> Result<Near<Principal>, AuthenticationError> {
+        let token = Token::parse(bearer).ok_or(AuthenticationError::Malformed)?;
         // Boxed, because it is rare and large: every call would carry its room.
         let known = Box::pin(self.looked_up(token.id, book)).await?;
         self.check(&known, &token)
@@ -207,7 +217,7 @@ impl ApiKeys {
             secret_hash: record.secret_hash,
             expires_at: record.expires_at,
             revoked: record.revoked_at.is_some(),
-            principal: Arc::new(principal),
+            principal: Spread::new(principal),
             seen_mark,
             book: Arc::clone(book),
         });
@@ -232,7 +242,7 @@ impl ApiKeys {
         }
     }
 
-    fn check(&self, known: &Known, token: &Token<'_>) -> Result<Arc<Principal>, AuthenticationError> {
+    fn check(&self, known: &Known, token: &Token<'_>) -> Result<Near<Principal>, AuthenticationError> {
         // The secret first: whether a key is expired or revoked is told (to the audit) only for a right one.
         if !bool::from(self.pepper.hash(token.secret.as_slice()).ct_eq(&known.secret_hash)) {
             return Err(AuthenticationError::Refused("wrong secret"));
@@ -244,7 +254,7 @@ impl ApiKeys {
         if known.expires_at.is_some_and(|at| at <= self.clock.now()) {
             return lapsed("expired");
         }
-        Ok(Arc::clone(&known.principal))
+        Ok(known.principal.near())
     }
 }
 

@@ -59,8 +59,8 @@ impl Circumstances {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceContext {
     /// Every name that the configuration gives a source, whether this call has a value for it or not: none of them
-    /// is the caller's to use.
-    pub names: Arc<[Box<str>]>,
+    /// is the caller's to use. None where it gives none: an empty list would be counted by every request.
+    pub names: Option<Arc<[Box<str>]>>,
     /// What is bound to the message only.
     pub message: EncryptionContext,
     /// What is bound to the message and to the data key.

@@ -19,6 +19,7 @@ use super::granted::Book;
 use super::rules::{CertificateRule, Rules, SanRule};
 use super::{Attributes, AuthenticationError, Principal};
 use crate::clock::Clock;
+use crate::spread::{Near, Spread};
 
 /// How many certificates are remembered.
 const REMEMBERED_MAX: u64 = 10_000;
@@ -95,7 +96,7 @@ impl Trusted {
 }
 
 struct Remembered {
-    outcome: Result<Arc<Principal>, &'static str>,
+    outcome: Result<Spread<Principal>, &'static str>,
     trusted: Arc<Trusted>,
     /// The grants that the principal was made with.
     book: Arc<Book>,
@@ -118,7 +119,7 @@ impl ClientCertificates {
         &self,
         chain: &[Vec<u8>],
         book: &Arc<Book>,
-    ) -> Result<Arc<Principal>, AuthenticationError> {
+    ) -> Result<Near<Principal>, AuthenticationError> {
         let (Some(own), Some(trusted)) = (chain.first(), self.trusted.load_full()) else {
             return Err(AuthenticationError::Missing);
         };
@@ -136,7 +137,7 @@ impl ClientCertificates {
             self.remembered.insert(fingerprint, Arc::clone(&fresh));
             fresh
         });
-        remembered.outcome.clone().map_err(AuthenticationError::Refused)
+        remembered.outcome.as_ref().map(Spread::near).map_err(|why| AuthenticationError::Refused(why))
     }
 
     fn verify(
@@ -145,7 +146,7 @@ impl ClientCertificates {
         chain: &[Vec<u8>],
         fingerprint: Fingerprint,
         book: &Book,
-    ) -> Result<Arc<Principal>, &'static str> {
+    ) -> Result<Spread<Principal>, &'static str> {
         let chain: Vec<CertificateDer<'_>> =
             chain.iter().map(|certificate| CertificateDer::from(certificate.as_slice())).collect();
         let (own, intermediates) = chain.split_first().ok_or("no certificate")?;
@@ -156,7 +157,7 @@ impl ClientCertificates {
         let names = CertificateNames::of(own, fingerprint).ok_or("the client certificate is not readable")?;
         let principal =
             principal(&self.rules, book, &names).ok_or("no rule is for this client certificate")?;
-        Ok(Arc::new(principal))
+        Ok(Spread::new(principal))
     }
 }
 

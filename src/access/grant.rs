@@ -8,11 +8,12 @@ use envelope::EncryptionContext;
 use super::rules::{Scope, Unmet};
 use super::{Circumstances, Forbidden, Principal, ServiceContext};
 use crate::audit::Who;
+use crate::spread::Near;
 use crate::tenant::{KeyName, PrincipalId, TenantId, Verb};
 
 /// Leave to do one kind of thing for one tenant. It cannot be made outside this room.
 pub struct Permit<V> {
-    principal: Arc<Principal>,
+    principal: Near<Principal>,
     tenant: TenantId,
     circumstances: Option<Arc<Circumstances>>,
     verb: PhantomData<V>,
@@ -109,7 +110,7 @@ impl Permit<AdminOf> {
 
 /// Leave to administer the service: it names no tenant, and is no leave to use anybody's keys.
 pub struct Operate {
-    principal: Arc<Principal>,
+    principal: Near<Principal>,
     circumstances: Option<Arc<Circumstances>>,
 }
 
@@ -153,7 +154,7 @@ fn who<'a>(
 impl Principal {
     /// Leave for `V` in the tenant that the request names; where it names none, in the only one that the caller
     /// holds.
-    pub fn permit<V: PermitVerb>(self: &Arc<Self>, named: Option<&str>) -> Result<Permit<V>, Forbidden> {
+    pub fn permit<V: PermitVerb>(self: &Near<Self>, named: Option<&str>) -> Result<Permit<V>, Forbidden> {
         if !self.may(V::VERB) {
             return Err(Forbidden::Verb(V::VERB));
         }
@@ -172,7 +173,7 @@ impl Principal {
             return Err(Forbidden::Verb(V::VERB));
         }
         Ok(Permit {
-            principal: Arc::clone(self),
+            principal: Near::clone(self),
             tenant: tenant.clone(),
             circumstances: None,
             verb: PhantomData,
@@ -184,26 +185,32 @@ impl Principal {
     }
 
     /// Leave to administer this tenant: for who holds it with the verb `admin`, and for who operates the service.
-    pub fn permit_admin(self: &Arc<Self>, tenant: &TenantId) -> Result<Permit<AdminOf>, Forbidden> {
+    pub fn permit_admin(self: &Near<Self>, tenant: &TenantId) -> Result<Permit<AdminOf>, Forbidden> {
+        self.may_administer(tenant)?;
+        Ok(Permit {
+            principal: Near::clone(self),
+            tenant: tenant.clone(),
+            circumstances: None,
+            verb: PhantomData,
+        })
+    }
+
+    fn may_administer(&self, tenant: &TenantId) -> Result<(), Forbidden> {
         if self.administers(tenant) {
-            return Ok(Permit {
-                principal: Arc::clone(self),
-                tenant: tenant.clone(),
-                circumstances: None,
-                verb: PhantomData,
-            });
+            return Ok(());
         }
         // One who administers another tenant is not told whether this one exists.
         Err(if self.may(Verb::Admin) { Forbidden::Tenant } else { Forbidden::Verb(Verb::Admin) })
     }
 
     /// Leave to administer the service.
-    pub fn permit_operate(self: &Arc<Self>) -> Result<Operate, Forbidden> {
-        if self.may(Verb::Operate) {
-            Ok(Operate { principal: Arc::clone(self), circumstances: None })
-        } else {
-            Err(Forbidden::Verb(Verb::Operate))
-        }
+    pub fn permit_operate(self: &Near<Self>) -> Result<Operate, Forbidden> {
+        self.may_operate()?;
+        Ok(Operate { principal: Near::clone(self), circumstances: None })
+    }
+
+    fn may_operate(&self) -> Result<(), Forbidden> {
+        if self.may(Verb::Operate) { Ok(()) } else { Err(Forbidden::Verb(Verb::Operate)) }
     }
 
     /// Whether this caller may give an API key these tenants and verbs: an operator may give any, an administrator
@@ -255,7 +262,7 @@ impl Principal {
 
     /// Whether a call would be allowed, and why: a line for each thing that speaks for or against it.
     pub fn explain(
-        self: &Arc<Self>,
+        &self,
         verb: Verb,
         tenant: &TenantId,
         key: &KeyName,
@@ -285,8 +292,8 @@ impl Principal {
             reasons.push(format!("{} {says}", restriction.name));
         }
         let outcome = match verb {
-            Verb::Operate => self.permit_operate().map(|_| ()),
-            Verb::Admin => self.permit_admin(tenant).map(|_| ()),
+            Verb::Operate => self.may_operate(),
+            Verb::Admin => self.may_administer(tenant),
             _ if !self.holds(verb, tenant) => {
                 Err(if self.may(verb) { Forbidden::Tenant } else { Forbidden::Verb(verb) })
             }
@@ -326,13 +333,13 @@ mod tests {
     use crate::access::Attributes;
     use crate::access::rules::{Grant, Role};
 
-    fn principal(tenants: &[&str], verbs: &[Verb]) -> Arc<Principal> {
+    fn principal(tenants: &[&str], verbs: &[Verb]) -> Near<Principal> {
         let grant = Grant {
             tenants: tenants.iter().map(|tenant| tenant.parse().unwrap()).collect(),
             role: Role::unlimited("test", verbs.to_vec()),
         };
         let id = "api-key:test".parse().unwrap();
-        Arc::new(Principal::new(id, vec![grant], vec![], vec![], Attributes::api_key()))
+        Near::new(Principal::new(id, vec![grant], vec![], vec![], Attributes::api_key()).into())
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, Guard};
 
 use super::rules::{Condition, Grant, Pattern, Role, Scope};
 use crate::clock::Clock;
@@ -113,13 +113,21 @@ fn patterns(what: &str, texts: &[String]) -> Result<Vec<Pattern>, String> {
     texts.iter().map(parse).collect()
 }
 
+/// The grants as they were read last.
+#[derive(Default)]
+pub(super) struct Present {
+    /// None where they were never read.
+    mark: Option<u64>,
+    pub(super) book: Arc<Book>,
+}
+
 /// The grants of the registry as they are now.
 pub(super) struct Granted {
     store: Arc<dyn GrantStore>,
     watch: Arc<ChangeWatch>,
     clock: Clock,
     mark: Arc<Mark>,
-    present: ArcSwapOption<(u64, Arc<Book>)>,
+    present: ArcSwap<Present>,
     /// Of many callers who find the book out of date, one reads it again.
     reading: tokio::sync::Mutex<()>,
 }
@@ -132,34 +140,33 @@ impl Granted {
             watch,
             clock,
             mark,
-            present: ArcSwapOption::empty(),
+            present: ArcSwap::default(),
             reading: tokio::sync::Mutex::default(),
         }
     }
 
     /// The book now. It is the same value for as long as nothing has changed. Fails where the registry has not answered
     /// recently enough: who has a book that he asked for just now may use what else is in memory (API keys do).
-    pub(super) async fn now(&self) -> Result<Arc<Book>, StoreError> {
-        if let Some(book) = self.current() {
-            return Ok(book);
+    pub(super) async fn now(&self) -> Result<Guard<Arc<Present>>, StoreError> {
+        if let Some(present) = self.current() {
+            return Ok(present);
         }
         let _turn = self.reading.lock().await;
         self.watch.ensure_current().await?;
-        if let Some(book) = self.current() {
-            return Ok(book);
+        if let Some(present) = self.current() {
+            return Ok(present);
         }
         // Before the records that it vouches for.
-        let mark = self.mark.now();
+        let mark = Some(self.mark.now());
         let book = Arc::new(Book::new(&self.read().await?));
-        self.present.store(Some(Arc::new((mark, Arc::clone(&book)))));
-        Ok(book)
+        self.present.store(Arc::new(Present { mark, book }));
+        Ok(self.present.load())
     }
 
-    fn current(&self) -> Option<Arc<Book>> {
+    fn current(&self) -> Option<Guard<Arc<Present>>> {
         let present = self.present.load();
-        let (mark, book) = &**present.as_ref()?;
-        let current = *mark == self.mark.now() && self.watch.is_current(self.clock.monotonic());
-        current.then(|| Arc::clone(book))
+        let read = present.mark == Some(self.mark.now());
+        (read && self.watch.is_current(self.clock.monotonic())).then_some(present)
     }
 
     async fn read(&self) -> Result<Vec<GrantRecord>, StoreError> {

@@ -23,6 +23,7 @@ use super::issuer_keys::{IssuerKeys, check_url};
 use super::rules::{Grant, Holding, Role, Rules};
 use super::{Attributes, AuthenticationError, Principal};
 use crate::clock::Clock;
+use crate::spread::{Near, Spread};
 use crate::tenant::{TenantId, Verb};
 
 /// Who issues tokens, which of them are taken, and what they say.
@@ -157,7 +158,7 @@ pub(super) struct Tokens {
 }
 
 struct Verified {
-    principal: Arc<Principal>,
+    principal: Spread<Principal>,
     issuer: Arc<IssuerKeys>,
     epoch: u64,
     expires_at_ms: i64,
@@ -201,7 +202,7 @@ impl Tokens {
         token: &str,
         certificates: &[Vec<u8>],
         book: &Arc<Book>,
-    ) -> Result<Arc<Principal>, AuthenticationError> {
+    ) -> Result<Near<Principal>, AuthenticationError> {
         if self.issuers.is_empty() || token.len() > self.rules.tokens.token_bytes_max {
             return Err(MALFORMED);
         }
@@ -221,7 +222,7 @@ impl Tokens {
                 return Err(AuthenticationError::Refused("the token is bound to another client certificate"));
             }
         }
-        Ok(Arc::clone(&verified.principal))
+        Ok(verified.principal.near())
     }
 
     fn still_good(&self, verified: &Verified, book: &Arc<Book>) -> bool {
@@ -258,7 +259,7 @@ impl Tokens {
         let principal = rule.principal(&self.rules, book, claims).map_err(AuthenticationError::Refused)?;
         let remember = Duration::from_secs(self.rules.tokens.token_remembered_secs_max);
         Ok(Verified {
-            principal: Arc::new(principal),
+            principal: Spread::new(principal),
             issuer: Arc::clone(issuer),
             epoch,
             expires_at_ms,

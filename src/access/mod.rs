@@ -19,6 +19,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
+use crate::spread::Near;
 use crate::store::watch::ChangeWatch;
 use crate::store::{GrantStore, Registry, Store, StoreError};
 use crate::tenant::{PrincipalId, TenantId, Verb};
@@ -30,9 +31,7 @@ pub use grant::{AdminOf, Decrypt, Encrypt, Explanation, Operate, Permit, PermitV
 use rules::{Grant, Restriction, Role, Rules};
 
 /// An authenticated caller and what it holds.
-// Apart from its count of references, which every request changes.
 #[derive(Debug)]
-#[repr(align(128))]
 pub struct Principal {
     id: PrincipalId,
     grants: Vec<Grant>,
@@ -84,12 +83,13 @@ impl Principal {
 
     /// Whoever runs the command line on the service's own data folder: he can read the registry and the pepper, so
     /// there is nothing that a credential could keep from him. He holds no tenant and opens no data this way.
-    pub fn local_operator() -> Arc<Self> {
+    pub fn local_operator() -> Near<Self> {
         #[expect(clippy::expect_used, reason = "a constant that parses")]
         let id = "cli:local-operator".parse().expect("a valid principal");
         let role = Role::unlimited("the command line", vec![Verb::Admin, Verb::Operate]);
         let attributes = Attributes { method: "cli", ..Attributes::default() };
-        Arc::new(Self::new(id, vec![Grant { tenants: vec![], role }], vec![], vec![], attributes))
+        let operator = Self::new(id, vec![Grant { tenants: vec![], role }], vec![], vec![], attributes);
+        Near::new(operator.into())
     }
 
     fn may(&self, verb: Verb) -> bool {
@@ -204,17 +204,25 @@ impl Access {
     pub async fn authenticate(
         &self,
         presented: Presented<'_>,
-    ) -> Result<Arc<Principal>, AuthenticationError> {
+    ) -> Result<Near<Principal>, AuthenticationError> {
         if presented.bearer.is_none() && presented.certificates.is_empty() {
             return Err(AuthenticationError::Missing);
         }
-        let book = self.granted.now().await?;
-        match presented.bearer {
-            Some(bearer) if bearer.starts_with(api_key::PREFIX) => {
-                self.api_keys.authenticate(bearer, &book).await
+        let api_key = presented.bearer.filter(|bearer| bearer.starts_with(api_key::PREFIX));
+        let book = {
+            let present = self.granted.now().await?;
+            if let Some(api_key) = api_key
+                && let Some(principal) = self.api_keys.recognise(api_key, &present.book)?
+            {
+                return Ok(principal);
             }
-            Some(bearer) => self.tokens.authenticate(bearer, presented.certificates, &book).await,
-            None => self.certificates.authenticate(presented.certificates, &book),
+            // Counted for who may have to wait: a guard is for moments.
+            Arc::clone(&present.book)
+        };
+        match (api_key, presented.bearer) {
+            (Some(api_key), _) => self.api_keys.look_up(api_key, &book).await,
+            (None, Some(token)) => self.tokens.authenticate(token, presented.certificates, &book).await,
+            (None, None) => self.certificates.authenticate(presented.certificates, &book),
         }
     }
 

@@ -19,6 +19,7 @@ use super::chain::{Keys, Link, write_event};
 use super::output::Output;
 use super::record::{Member, member};
 use crate::clock::Clock;
+use crate::spread::Apart;
 
 /// How long the thread gathers before it writes: under load one wake-up serves many records.
 const GATHER: Duration = Duration::from_millis(5);
@@ -64,10 +65,10 @@ pub(super) struct Sink {
 
 /// What both sides know.
 struct Shared {
-    slots: Semaphore,
+    slots: Apart<Semaphore>,
     failing: AtomicBool,
     dropped: AtomicU64,
-    queue: Mutex<Queue>,
+    queue: Apart<Mutex<Queue>>,
     came: Condvar,
 }
 
@@ -168,10 +169,10 @@ impl Sink {
     ) -> io::Result<Self> {
         let places = settings.queue_records_max;
         let shared = Arc::new(Shared {
-            slots: Semaphore::new(places),
+            slots: Semaphore::new(places).into(),
             failing: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
-            queue: Mutex::default(),
+            queue: Apart::default(),
             came: Condvar::new(),
         });
         let writer = Writer {

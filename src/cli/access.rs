@@ -1,7 +1,6 @@
 //! `keyfold access`: asks the service's own rules, on its own configuration and registry. Needs no key.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
@@ -59,7 +58,7 @@ pub(super) async fn run(settings: &Settings, command: AccessCommand) -> anyhow::
     let AccessCommand::Explain(args) = command;
     let rules = settings.access.rules()?;
     let (book, record) = registry(settings, args.who.api_key.as_deref()).await?;
-    let principal = Arc::new(find(&rules, &book, &args.who, record)?);
+    let principal = find(&rules, &book, &args.who, record)?;
     let mut context = EncryptionContext::new();
     for pair in &args.context {
         let (name, value) =

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use zeroize::Zeroizing;
@@ -14,6 +13,7 @@ use crate::clock::Clock;
 use crate::config::{Settings, Variables, write_new_secret};
 use crate::kms::local::{LocalKeyRing, Protection};
 use crate::operations::{ApiKeyGrant, OperationError};
+use crate::spread::Near;
 use crate::store::TenantRecord;
 use crate::tenant::{Kek, KekHome, KekId, KekRing, TenantId, Verb};
 
@@ -108,7 +108,7 @@ async fn make_key_ring(settings: &Settings, variables: &Variables, kek: &KekId) 
 
 async fn make_tenant(
     app: &App,
-    operator: &Arc<Principal>,
+    operator: &Near<Principal>,
     tenant: &TenantId,
     kek: &KekId,
 ) -> anyhow::Result<()> {
@@ -140,7 +140,7 @@ fn same_kek(record: &TenantRecord, kek: &KekId) -> anyhow::Result<()> {
 
 async fn make_token(
     app: &App,
-    operator: &Arc<Principal>,
+    operator: &Near<Principal>,
     tenant: TenantId,
     file: &std::path::Path,
 ) -> anyhow::Result<Zeroizing<String>> {

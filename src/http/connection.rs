@@ -69,8 +69,8 @@ where
                 "as many connections are open as http.connections_max allows",
             ))));
         };
-        let seen = Arc::new(Seen::default());
-        let counted = Counted { service, seen: Arc::clone(&seen), _slot: Arc::new(slot) };
+        let seen = Arc::new(Seen { _slot: Some(slot), ..Seen::default() });
+        let counted = Counted { service, seen: Arc::clone(&seen) };
         let (accepting, times) = (self.inner.accept(stream, counted), self.times);
         Box::pin(async move {
             let (stream, service) = accepting.await?;
@@ -80,7 +80,9 @@ where
 }
 
 /// What a connection's service has seen, for its stream to know.
+// On cache lines of its own: every request writes to it, and its neighbours are other connections'.
 #[derive(Default)]
+#[repr(align(128))]
 struct Seen {
     /// How often the connection was used.
     uses: AtomicU64,
@@ -88,14 +90,22 @@ struct Seen {
     begun: AtomicBool,
     /// Whether a request's body has not come to its end.
     unread: AtomicBool,
+    /// The connection's, until its last user is gone.
+    _slot: Option<OwnedSemaphorePermit>,
 }
 
-/// A connection's service: holds its slot, and says when a request comes and whether its body was read.
+impl Seen {
+    /// Two uses at the same moment may be counted as one: it is one that counts.
+    fn used(&self) {
+        self.uses.store(self.uses.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+}
+
+/// A connection's service: says when a request comes and whether its body was read.
 #[derive(Clone)]
 pub(super) struct Counted<S> {
     service: S,
     seen: Arc<Seen>,
-    _slot: Arc<OwnedSemaphorePermit>,
 }
 
 impl<S: Service<Request<Watched>>> Service<Request<Incoming>> for Counted<S> {
@@ -108,7 +118,7 @@ impl<S: Service<Request<Watched>>> Service<Request<Incoming>> for Counted<S> {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        self.seen.uses.fetch_add(1, Ordering::Relaxed);
+        self.seen.used();
         self.seen.begun.store(true, Ordering::Relaxed);
         // HTTP/2 ends a stream and not the connection where a body is not wanted.
         let in_turn = request.version() < Version::HTTP_2;
@@ -137,7 +147,7 @@ impl HttpBody for Watched {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         // However little it is: it is not upkeep.
-        self.seen.uses.fetch_add(1, Ordering::Relaxed);
+        self.seen.used();
         if self.in_turn && (frame.is_none() || self.body.is_end_stream()) {
             self.seen.unread.store(false, Ordering::Relaxed);
         }

@@ -18,27 +18,31 @@ use axum::response::Response;
 use axum::routing::future::RouteFuture;
 use http::Method;
 use pin_project_lite::pin_project;
+use smol_str::SmolStr;
 use tokio_util::either::Either;
 use tower::Service;
 
-use super::HttpState;
 use super::handlers::{Bounds, permit};
 use super::middleware::edge::{EdgeFuture, EdgeLayer};
 use super::middleware::gate::{GateLayer, GatedFuture};
 use super::problem::Problem;
 use super::source::Source;
+use super::{HttpState, SharedState};
 use crate::access::{Permit, PermitVerb};
+use crate::spread::Spread;
 
 /// The whole service, as it serves one connection.
 #[derive(Clone)]
-pub struct Front {
+pub struct Front(Arc<OfConnection>);
+
+// Every request of the connection is one more that holds it: that is counted apart from those of other connections.
+#[repr(align(128))]
+struct OfConnection {
     routes: Arc<Routes>,
     /// Whose the connection is; none on a unix socket.
     peer: Option<IpAddr>,
 }
 
-// Apart from its count of references, which every request changes.
-#[repr(align(128))]
 struct Routes {
     frequent: Vec<Frequent>,
     router: Router,
@@ -46,26 +50,26 @@ struct Routes {
 
 /// A call that is made so often that it is looked for before all others: `POST` to exactly this path.
 pub(super) struct Frequent {
-    path: Arc<str>,
+    path: SmolStr,
     answer: Box<dyn Fn(Request, Option<IpAddr>) -> EdgeFuture<GatedFuture> + Send + Sync>,
 }
 
 impl Frequent {
     /// What makes the answer, within the layers of its route.
     pub(super) fn new<V, C, F>(
-        path: Arc<str>,
+        path: SmolStr,
         edge: EdgeLayer,
         gate: GateLayer,
-        state: Arc<HttpState>,
+        state: Arc<Spread<HttpState>>,
         call: C,
     ) -> Self
     where
         V: PermitVerb,
-        C: Fn(Arc<HttpState>, Permit<V>, Bounds, Request) -> F + Copy + Send + Sync + 'static,
+        C: Fn(SharedState, Permit<V>, Bounds, Request) -> F + Copy + Send + Sync + 'static,
         F: Future<Output = Result<Response, Problem>> + Send + 'static,
     {
         let answer = move |request, peer| {
-            let state = Arc::clone(&state);
+            let state = state.near();
             edge.around(request, peer, |request, arrival| {
                 gate.before(request, arrival, move |request, passed| {
                     let bounds = Bounds::within(&passed);
@@ -82,13 +86,14 @@ impl Frequent {
 
 impl Front {
     pub(super) fn new(frequent: Vec<Frequent>, router: Router) -> Self {
-        Self { routes: Arc::new(Routes { frequent, router }), peer: None }
+        Self(Arc::new(OfConnection { routes: Arc::new(Routes { frequent, router }), peer: None }))
     }
 
     /// The same for a connection of this peer.
     #[must_use]
-    pub(super) fn of_peer(self, peer: Option<IpAddr>) -> Self {
-        Self { peer: peer.map(|peer| peer.to_canonical()), ..self }
+    pub(super) fn of_peer(&self, peer: Option<IpAddr>) -> Self {
+        let (routes, peer) = (Arc::clone(&self.0.routes), peer.map(|peer| peer.to_canonical()));
+        Self(Arc::new(OfConnection { routes, peer }))
     }
 }
 
@@ -113,16 +118,16 @@ where
 
     fn call(&mut self, mut request: http::Request<B>) -> FrontFuture {
         // A load balancer's word for the whole connection is there before.
-        let source = Source::of(request.extensions()).or(self.peer);
+        let source = Source::of(request.extensions()).or(self.0.peer);
         let path = request.uri().path();
-        let frequent = self.routes.frequent.iter().find(|frequent| *frequent.path == *path);
+        let frequent = self.0.routes.frequent.iter().find(|frequent| *frequent.path == *path);
         let answering = if let Some(frequent) = frequent.filter(|_| request.method() == Method::POST) {
             Answering::Frequent { future: (frequent.answer)(request.map(Body::new), source) }
         } else {
             if let Some(source) = source {
                 request.extensions_mut().insert(Source(source));
             }
-            Answering::Routed { future: self.routes.router.clone().call(request) }
+            Answering::Routed { future: self.0.routes.router.clone().call(request) }
         };
         FrontFuture { answering }
     }
@@ -165,7 +170,7 @@ mod tests {
             [("::ffff:192.0.2.7", "192.0.2.7"), ("192.0.2.7", "192.0.2.7"), ("::1", "::1")]
         {
             let front = Front::from(Router::new()).of_peer(Some(peer.parse().unwrap()));
-            assert_eq!(front.peer, Some(expected.parse().unwrap()));
+            assert_eq!(front.0.peer, Some(expected.parse().unwrap()));
         }
     }
 }

@@ -31,12 +31,14 @@ use async_trait::async_trait;
 use axum::handler::Handler as _;
 use axum::middleware::from_fn_with_state;
 use axum::routing::MethodRouter;
+use smol_str::SmolStr;
 use tokio_util::task::TaskTracker;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
 use crate::access::Access;
 use crate::operations::Operations;
+use crate::spread::{Apart, Near, Spread};
 use crate::tenant::KeyName;
 use bulk::memory::BatchMemory;
 use bulk::threads::BulkThreads;
@@ -128,8 +130,6 @@ pub trait Probe: Send + Sync {
 }
 
 /// What the handlers need.
-// Apart from its count of references, which every request changes.
-#[repr(align(128))]
 pub(crate) struct HttpState {
     operations: Arc<Operations>,
     probe: Arc<dyn Probe>,
@@ -141,6 +141,9 @@ pub(crate) struct HttpState {
     batch_memory: Arc<BatchMemory>,
 }
 
+/// The same for a handler.
+pub(crate) type SharedState = Near<HttpState>;
+
 /// Who may come in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Guard {
@@ -151,10 +154,10 @@ enum Guard {
 }
 
 /// A handler with what the document says of it. Made where it is wanted: all of them are megabytes.
-type Methods = fn() -> UtoipaMethodRouter<Arc<HttpState>>;
+type Methods = fn() -> UtoipaMethodRouter<SharedState>;
 
 /// Makes of a handler what is called before the router.
-type MakeFrequent = fn(Arc<str>, EdgeLayer, GateLayer, Arc<HttpState>) -> Frequent;
+type MakeFrequent = fn(SmolStr, EdgeLayer, GateLayer, Arc<Spread<HttpState>>) -> Frequent;
 
 /// A route and all that must be said of it.
 struct Route {
@@ -355,7 +358,7 @@ pub fn service(
     let batch_memory = BatchMemory::new(options.batch_memory_bytes_max);
     let state =
         HttpState { operations, probe, options: options.clone(), default_key, transfers, bulk, batch_memory };
-    let state = Arc::new(state);
+    let state = Arc::new(Spread::new(state));
     let (mut router, mut frequent) = (axum::Router::new(), Vec::new());
     for route in route_table(options) {
         let guarded = guarded(&route, &gates, &state);
@@ -367,7 +370,7 @@ pub fn service(
         .merge(openapi::pages().layer(edge.clone()))
         .fallback(nothing_here.layer(edge.clone()))
         .method_not_allowed_fallback(not_that_method.layer(edge))
-        .with_state(state);
+        .with_state(state.near());
     Edge { front: Front::new(frequent, router), open_transfers }
 }
 
@@ -384,7 +387,7 @@ pub struct Edge {
     /// Everything behind the listener.
     pub front: Front,
     /// How many bodies are being streamed.
-    pub open_transfers: Arc<AtomicUsize>,
+    pub open_transfers: Arc<Apart<AtomicUsize>>,
 }
 
 /// What stands before the handlers.
@@ -399,15 +402,15 @@ struct Gates {
 
 /// A route with its layers.
 struct Guarded {
-    path: Arc<str>,
-    methods: MethodRouter<Arc<HttpState>>,
+    path: SmolStr,
+    methods: MethodRouter<SharedState>,
     frequent: Option<Frequent>,
 }
 
-fn guarded(route: &Route, gates: &Gates, state: &Arc<HttpState>) -> Guarded {
+fn guarded(route: &Route, gates: &Gates, state: &Arc<Spread<HttpState>>) -> Guarded {
     let (_, paths, mut methods) = (route.methods)();
     // Each has one.
-    let path: Arc<str> = paths.paths.into_keys().next().unwrap_or_default().into();
+    let path: SmolStr = paths.paths.into_keys().next().unwrap_or_default().into();
     let guarded = route.guard == Guard::Credential;
     // Not there where nobody wants it: an unused feature costs nothing.
     let quotas = gates.quotas.as_ref().filter(|_| route.data);
@@ -415,7 +418,7 @@ fn guarded(route: &Route, gates: &Gates, state: &Arc<HttpState>) -> Guarded {
         methods = methods.layer(from_fn_with_state(Arc::clone(quotas), quota));
     }
     let gate = Gate {
-        route: Arc::clone(&path),
+        route: path.clone(),
         admission: guarded.then(|| Arc::clone(if route.data { &gates.data } else { &gates.admin })),
         by_principal: !route.data,
         time_max: route.time_max,
@@ -425,18 +428,17 @@ fn guarded(route: &Route, gates: &Gates, state: &Arc<HttpState>) -> Guarded {
         rules: route.context.clone(),
         recorder: gates.recorder.clone(),
     };
-    let (edge, gate) = (gates.edge.of(Arc::clone(&path)), GateLayer(Arc::new(gate)));
+    let (edge, gate) = (gates.edge.of(path.clone()), GateLayer::new(gate));
     // With quotas the layers are not the same.
     let frequent = route.frequent.filter(|_| quotas.is_none());
-    let frequent =
-        frequent.map(|make| make(Arc::clone(&path), edge.clone(), gate.clone(), Arc::clone(state)));
+    let frequent = frequent.map(|make| make(path.clone(), edge.clone(), gate.clone(), Arc::clone(state)));
     Guarded { path, methods: methods.layer((edge, gate)), frequent }
 }
 
 /// The OpenAPI document of the service, made from its handlers and its routes. It is served as it is in the tree
 /// (`openapi/v1.json`), so that a process that runs does not have to make it and to keep it.
 pub fn openapi_document() -> utoipa::openapi::OpenApi {
-    let mut router: OpenApiRouter<Arc<HttpState>> = OpenApiRouter::with_openapi(openapi::base());
+    let mut router: OpenApiRouter<SharedState> = OpenApiRouter::with_openapi(openapi::base());
     for route in route_table(&Options::default()) {
         let (schemas, mut paths, methods) = (route.methods)();
         openapi::add_problems(

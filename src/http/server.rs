@@ -1,13 +1,14 @@
 //! The listeners: HTTP/1.1 and HTTP/2 over sockets that are already bound.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use axum::extract::Request;
@@ -19,6 +20,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::coop::unconstrained;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -27,6 +29,7 @@ use super::connection::{Bounded, Times};
 use super::front::Front;
 use super::source::{Proxies, ProxyHeaders};
 use super::tls::Tls;
+use crate::spread::Apart;
 
 /// The listener's limits.
 #[derive(Clone, Debug)]
@@ -75,6 +78,8 @@ pub fn use_crypto_provider() {
 pub struct ServerHandle {
     stopped: CancellationToken,
     aborted: CancellationToken,
+    /// The same as `stopped`, for whoever asks often: a token is asked under a lock.
+    stopping: Arc<Apart<AtomicBool>>,
     grace_ms: Arc<AtomicU64>,
     connections: TaskTracker,
 }
@@ -83,13 +88,25 @@ impl ServerHandle {
     /// Takes no more connections, lets what is in flight finish within `grace`, then ends.
     pub fn stop(&self, grace: Duration) {
         self.grace_ms.store(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.stopped.cancel();
+        self.stop_accepting();
     }
 
     /// Ends at once.
     pub fn abort(&self) {
         self.aborted.cancel();
+        self.stop_accepting();
+    }
+
+    fn stop_accepting(&self) {
+        self.stopping.store(true, Ordering::Release);
         self.stopped.cancel();
+    }
+
+    /// What a connection has to know.
+    fn of_connection(&self) -> Stops {
+        // Each has a token of its own: of one that all wait for, all would take the lock for every request.
+        let stopped = self.stopped.child_token();
+        Stops { stopped, stopping: Arc::clone(&self.stopping), aborted: self.aborted.clone() }
     }
 
     /// How many connections are open.
@@ -106,6 +123,32 @@ impl ServerHandle {
             () = self.aborted.cancelled() => {}
             () = tokio::time::sleep(grace) => self.aborted.cancel(),
         }
+    }
+}
+
+/// When a connection ends before its client wants it to.
+struct Stops {
+    stopped: CancellationToken,
+    stopping: Arc<Apart<AtomicBool>>,
+    aborted: CancellationToken,
+}
+
+impl Stops {
+    /// Waits until the listener stops. Polled for every request: the token is asked once, and then wakes the task.
+    async fn stopped(&self) {
+        let mut told = pin!(unconstrained(self.stopped.cancelled()));
+        let mut asked: Option<Waker> = None;
+        poll_fn(|cx| {
+            if self.stopping.load(Ordering::Acquire) {
+                return Poll::Ready(());
+            }
+            if asked.as_ref().is_some_and(|asked| asked.will_wake(cx.waker())) {
+                return Poll::Pending;
+            }
+            asked = Some(cx.waker().clone());
+            told.as_mut().poll(cx)
+        })
+        .await;
     }
 }
 
@@ -207,10 +250,8 @@ where
             tokio::time::sleep(ACCEPT_AGAIN).await;
             continue;
         };
-        let accepting = acceptor.accept(stream, front.clone().of_peer(peer));
-        // Each has a token of its own: of one that all wait for, all would take the lock for every request.
-        let (stopped, aborted) = (handle.stopped.child_token(), handle.aborted.clone());
-        handle.connections.spawn(serve_one(Arc::clone(&builder), accepting, stopped, aborted));
+        let accepting = acceptor.accept(stream, front.of_peer(peer));
+        handle.connections.spawn(serve_one(Arc::clone(&builder), accepting, handle.of_connection()));
     }
     // Whoever connects now is refused, and not kept waiting.
     drop(listener);
@@ -220,8 +261,7 @@ where
 async fn serve_one<I, S>(
     builder: Arc<Builder<TokioExecutor>>,
     accepting: impl Future<Output = io::Result<(I, S)>>,
-    stopped: CancellationToken,
-    aborted: CancellationToken,
+    stops: Stops,
 ) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
@@ -232,20 +272,20 @@ async fn serve_one<I, S>(
     // Who is still in the handshake has nothing in flight.
     let accepted = tokio::select! {
         biased;
-        () = stopped.cancelled() => return,
+        () = stops.stopped.cancelled() => return,
         accepted = accepting => accepted,
     };
     let Ok((stream, service)) = accepted else { return };
     let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
     tokio::select! {
         biased;
-        () = stopped.cancelled() => {}
+        () = stops.stopped() => {}
         _ = serving.as_mut() => return,
     }
     serving.as_mut().graceful_shutdown();
     tokio::select! {
         biased;
-        () = aborted.cancelled() => {}
+        () = stops.aborted.cancelled() => {}
         _ = serving => {}
     }
 }
@@ -290,4 +330,40 @@ fn builder(options: &Options) -> Builder<TokioExecutor> {
         .keep_alive_interval(head_time)
         .keep_alive_timeout(head_time);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Waits for the stop with the waker of whoever asks.
+    async fn stopped(waiting: &std::sync::Mutex<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>>) {
+        poll_fn(|cx| waiting.lock().unwrap().as_mut().poll(cx)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_last_hears_of_the_stop_also_where_his_turn_is_used_up() {
+        let handle = ServerHandle::default();
+        let stops = handle.of_connection();
+        let waiting: Box<dyn Future<Output = ()> + Send> = Box::new(async move { stops.stopped().await });
+        let waiting = Arc::new(std::sync::Mutex::new(Box::into_pin(waiting)));
+        // Each of them polls with a waker of its own, and the first is polled no more.
+        assert!(tokio::time::timeout(Duration::from_secs(1), stopped(&waiting)).await.is_err());
+        let last = TaskTracker::new().spawn(async move {
+            while tokio::task::coop::has_budget_remaining() {
+                tokio::task::coop::consume_budget().await;
+            }
+            stopped(&waiting).await;
+        });
+        tokio::task::yield_now().await;
+        handle.stop(Duration::ZERO);
+        tokio::time::timeout(Duration::from_secs(1), last).await.expect("woken").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_comes_after_the_stop_is_stopped() {
+        let handle = ServerHandle::default();
+        handle.abort();
+        handle.of_connection().stopped().await;
+    }
 }

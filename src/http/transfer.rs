@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::middleware::admission::Admission;
 use super::problem::{Code, Problem};
 use crate::operations::TransferError;
+use crate::spread::Apart;
 use crate::tenant::TenantId;
 
 /// The limits of bodies that are streamed.
@@ -80,7 +81,7 @@ impl Transfers {
     }
 
     /// How many are open.
-    pub(super) fn gauge(&self) -> Arc<AtomicUsize> {
+    pub(super) fn gauge(&self) -> Arc<Apart<AtomicUsize>> {
         self.open.gauge()
     }
 

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use envelope::DataKeyId;
+use envelope::{DataKeyId, WrappedKeys};
 use moka::policy::EvictionPolicy;
 
-use super::live::LiveDek;
+use super::live::{LiveDek, SharedDek};
+use crate::spread::Near;
 use crate::tenant::{KekId, TenantId};
 
 /// A tenant is part of the key: another tenant's data key cannot be found, whatever id is asked for.
@@ -19,7 +20,7 @@ const DEPARTED_MAX: usize = 100_000;
 /// The data keys in memory.
 pub(super) struct Cache {
     /// Decides who stays.
-    live: moka::sync::Cache<Slot, Arc<LiveDek>>,
+    live: moka::sync::Cache<Slot, SharedDek>,
     per_tenant_max: usize,
     members: Arc<Members>,
 }
@@ -28,14 +29,14 @@ pub(super) struct Cache {
 #[derive(Default)]
 struct Members {
     /// The same as in the cache, for the requests: they find their data key without the cache's bookkeeping.
-    index: papaya::HashMap<Slot, Arc<LiveDek>>,
+    index: papaya::HashMap<Slot, SharedDek>,
     register: Mutex<Register>,
 }
 
 #[derive(Default)]
 struct Register {
-    tenants: HashMap<TenantId, Vec<Arc<LiveDek>>>,
-    departed: Vec<Arc<LiveDek>>,
+    tenants: HashMap<TenantId, Vec<SharedDek>>,
+    departed: Vec<SharedDek>,
 }
 
 impl Members {
@@ -44,7 +45,7 @@ impl Members {
     }
 
     /// Wipes a data key, takes it off its tenant's list, and remembers it until its counts are flushed.
-    fn forget(&self, live: &Arc<LiveDek>) {
+    fn forget(&self, live: &SharedDek) {
         live.wipe();
         let slot = (live.scope.tenant.clone(), live.id);
         let _ = self.index.pin().remove_if(&slot, |_, there| Arc::ptr_eq(there, live));
@@ -53,7 +54,7 @@ impl Members {
         live.wipe();
     }
 
-    fn take_off(&self, live: &Arc<LiveDek>) {
+    fn take_off(&self, live: &SharedDek) {
         let mut register = self.register();
         let Some(own) = register.tenants.get_mut(&live.scope.tenant) else { return };
         let before = own.len();
@@ -77,14 +78,24 @@ impl Cache {
             .max_capacity(total_max)
             // The default policy may turn a new entry away, and a data key that was just made must not be.
             .eviction_policy(EvictionPolicy::lru())
-            .eviction_listener(move |_, live: Arc<LiveDek>, _| leaving.forget(&live))
+            .eviction_listener(move |_, live: SharedDek, _| leaving.forget(&live))
             .build();
         Self { live, per_tenant_max, members }
     }
 
     /// A tenant's data key, if it is in memory.
-    pub(super) fn find(&self, tenant: &TenantId, id: DataKeyId) -> Option<Arc<LiveDek>> {
+    pub(super) fn find(&self, tenant: &TenantId, id: DataKeyId) -> Option<SharedDek> {
         self.members.index.pin().get(&(tenant.clone(), id)).cloned()
+    }
+
+    /// The same for one request.
+    pub(super) fn near(&self, tenant: &TenantId, id: DataKeyId) -> Option<Near<LiveDek>> {
+        self.members.index.pin().get(&(tenant.clone(), id)).map(|live| live.near())
+    }
+
+    /// Its wrapped forms, as far as they are known.
+    pub(super) fn section(&self, tenant: &TenantId, id: DataKeyId) -> Option<WrappedKeys> {
+        self.members.index.pin().get(&(tenant.clone(), id)).map(|live| live.section())
     }
 
     /// This data key is in use: others have to go before it.
@@ -93,7 +104,7 @@ impl Cache {
     }
 
     /// Whether this very data key is in memory.
-    pub(super) fn holds(&self, live: &Arc<LiveDek>) -> bool {
+    pub(super) fn holds(&self, live: &SharedDek) -> bool {
         let register = self.register();
         register
             .tenants
@@ -103,7 +114,7 @@ impl Cache {
 
     /// Keeps a data key, and lets the tenant's least recently used one go where it has too many. Nothing tends a data
     /// key that is not kept: whoever has the KMS vouch for one keeps it, or wipes it.
-    pub(super) fn keep(&self, live: Arc<LiveDek>) {
+    pub(super) fn keep(&self, live: SharedDek) {
         let tenant = live.scope.tenant.clone();
         let crowded_out = {
             let mut register = self.register();
@@ -129,7 +140,7 @@ impl Cache {
     }
 
     /// Lets a data key go at once.
-    pub(super) fn drop_one(&self, live: &Arc<LiveDek>) {
+    pub(super) fn drop_one(&self, live: &SharedDek) {
         self.members.forget(live);
         self.live.invalidate(&(live.scope.tenant.clone(), live.id));
     }
@@ -152,17 +163,17 @@ impl Cache {
     }
 
     /// Everything that is in memory now.
-    pub(super) fn all(&self) -> Vec<Arc<LiveDek>> {
+    pub(super) fn all(&self) -> Vec<SharedDek> {
         self.register().tenants.values().flatten().cloned().collect()
     }
 
     /// Data keys that have left since the last time: their counts are still to be flushed.
-    pub(super) fn take_departed(&self) -> Vec<Arc<LiveDek>> {
+    pub(super) fn take_departed(&self) -> Vec<SharedDek> {
         std::mem::take(&mut self.register().departed)
     }
 
     /// Gives back one that could not be flushed.
-    pub(super) fn depart_again(&self, live: Arc<LiveDek>) {
+    pub(super) fn depart_again(&self, live: SharedDek) {
         let mut register = self.register();
         if register.departed.len() < DEPARTED_MAX {
             register.departed.push(live);

@@ -11,7 +11,7 @@ use super::cache::Cache;
 use super::denials::Denials;
 use super::directory::Directory;
 use super::flights::{Destination, Flights};
-use super::live::{Facts, Lifetimes, LiveDek};
+use super::live::{Facts, Lifetimes, LiveDek, SharedDek};
 use super::turns::Turns;
 use super::usage::Counts;
 use crate::clock::{Clock, Timestamp};
@@ -35,7 +35,7 @@ pub(super) struct Fetch {
     pub(super) turns: Turns,
     pub(super) cache: Arc<Cache>,
     pub(super) denials: Arc<Denials>,
-    pub(super) active: papaya::HashMap<DekScope, Arc<LiveDek>>,
+    pub(super) active: papaya::HashMap<DekScope, SharedDek>,
     pub(super) openings: Flights<Wanted>,
     pub(super) kms_calls: Option<Buckets<TenantId>>,
     pub(super) bound_scopes_max: u64,
@@ -120,11 +120,7 @@ impl Destination for DekScope {
 impl Fetch {
     /// Brings a data key into memory, from the registry or from what an envelope brings. Who encrypts and who decrypts
     /// share one flight, so that a data key is in memory once.
-    pub(super) async fn open(
-        self: &Arc<Self>,
-        wanted: Wanted,
-        asker: Asker,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    pub(super) async fn open(self: &Arc<Self>, wanted: Wanted, asker: Asker) -> Result<SharedDek, PoolError> {
         self.open_known(wanted, None, asker).await
     }
 
@@ -132,11 +128,11 @@ impl Fetch {
     async fn open_known(
         self: &Arc<Self>,
         wanted: Wanted,
-        known: Option<Arc<LiveDek>>,
+        known: Option<SharedDek>,
         asker: Asker,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    ) -> Result<SharedDek, PoolError> {
         let (fetch, watch, clock) = (Arc::clone(self), Arc::clone(&self.watch), self.clock.clone());
-        let good = move |live: &Arc<LiveDek>| {
+        let good = move |live: &SharedDek| {
             let now = clock.monotonic();
             watch.is_current(now) && live.usable(now).is_some()
         };
@@ -161,13 +157,13 @@ impl Fetch {
         stored: &StoredDek,
         seen_mark: u64,
         asker: Asker,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    ) -> Result<SharedDek, PoolError> {
         let live = self.open(Wanted::registered(&tenant.id, stored.dek.id), asker).await?;
         live.learn(self.facts(tenant, stored, &key.policy, seen_mark)?);
         Ok(live)
     }
 
-    async fn fetch(&self, wanted: &Wanted, asker: Asker) -> Result<Arc<LiveDek>, PoolError> {
+    async fn fetch(&self, wanted: &Wanted, asker: Asker) -> Result<SharedDek, PoolError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.directory.mark(&wanted.tenant).now();
         match &wanted.brought {
@@ -196,7 +192,7 @@ impl Fetch {
         self: &Arc<Self>,
         scope: &DekScope,
         bytes: u64,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    ) -> Result<SharedDek, PoolError> {
         self.watch.ensure_current().await?;
         let seen_mark = self.directory.mark(&scope.tenant).now();
         let tenant = self.directory.tenant(&scope.tenant).await?;
@@ -227,7 +223,7 @@ impl Fetch {
 
     /// The active data key as this process knows it, where all that is wrong with it is that the KMS has to be
     /// asked again. It needs no registry.
-    fn in_memory(&self, scope: &DekScope, bytes: u64, seen_mark: u64) -> Option<Arc<LiveDek>> {
+    fn in_memory(&self, scope: &DekScope, bytes: u64, seen_mark: u64) -> Option<SharedDek> {
         let live = self.active.pin().get(scope).cloned()?;
         let facts = live.facts();
         let now = self.clock.monotonic();
@@ -266,7 +262,7 @@ impl Fetch {
         scope: &DekScope,
         predecessor: DataKeyId,
         seen_mark: u64,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    ) -> Result<SharedDek, PoolError> {
         let now = self.clock.now();
         self.pass_over_stranded(tenant, scope).await?;
         let live = match self.store.promote_next_dek(scope, predecessor, now).await? {
@@ -328,7 +324,7 @@ impl Fetch {
         scope: &DekScope,
         predecessor: Option<DataKeyId>,
         seen_mark: u64,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    ) -> Result<SharedDek, PoolError> {
         let new = self.generate(tenant, scope, DekState::Active, Asker::Request).await?;
         // Durable before first use: a ciphertext under a data key that a crash forgets would be lost for ever.
         match self.store.activate_dek(predecessor, &new.stored.dek, &new.stored.wrapped).await? {
@@ -343,7 +339,7 @@ impl Fetch {
     }
 
     /// The data key that will follow the scope's active one, made before it is needed.
-    pub(super) async fn next(self: &Arc<Self>, scope: &DekScope) -> Result<Arc<LiveDek>, PoolError> {
+    pub(super) async fn next(self: &Arc<Self>, scope: &DekScope) -> Result<SharedDek, PoolError> {
         let seen_mark = self.directory.mark(&scope.tenant).now();
         let tenant = self.directory.tenant(&scope.tenant).await?;
         let key = self.directory.key(&scope.tenant, &scope.key).await?;
@@ -399,7 +395,7 @@ impl Fetch {
         stored: StoredDek,
         seen_mark: u64,
         asker: Asker,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    ) -> Result<SharedDek, PoolError> {
         let refused = match stored.dek.state {
             DekState::Revoked => Some(PoolError::Revoked),
             DekState::Destroyed => Some(PoolError::Destroyed),
@@ -423,7 +419,7 @@ impl Fetch {
     }
 
     /// A registered data key that is in memory, or was pushed out while it encrypts: its counts go on.
-    fn remembered(&self, stored: &StoredDek) -> Option<Arc<LiveDek>> {
+    fn remembered(&self, stored: &StoredDek) -> Option<SharedDek> {
         let StoredDek { dek, .. } = stored;
         // What an envelope has brought is not what the registry holds: the KMS is asked about that.
         let cached = self.cache.find(&dek.scope.tenant, dek.id).filter(|live| live.facts().registered);
@@ -433,10 +429,10 @@ impl Fetch {
     /// Has the KMS vouch for a data key where that is due, and keeps it.
     async fn serve(
         &self,
-        live: Arc<LiveDek>,
+        live: SharedDek,
         tenant: &TenantRecord,
         asker: Asker,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    ) -> Result<SharedDek, PoolError> {
         let keks = believed(tenant);
         if live.plaintext(self.clock.monotonic()).is_none() {
             self.vouch(&live, &keks, asker).await?;
@@ -465,7 +461,7 @@ impl Fetch {
         id: DataKeyId,
         brought: &Brought,
         seen_mark: u64,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    ) -> Result<SharedDek, PoolError> {
         let Brought { section, bound, asked } = brought;
         let answers = self.watch.answers();
         let unasked_since = (!asked).then(|| answers.now());
@@ -486,7 +482,7 @@ impl Fetch {
         let facts = Facts {
             state: DekState::Retired,
             policy,
-            section: section.clone(),
+            section: Arc::new(section.clone().into()),
             retires_at: Duration::ZERO,
             seen_mark,
             registered: false,
@@ -495,14 +491,14 @@ impl Fetch {
         // The same was brought before: the KMS's word for it still counts.
         let before = self.cache.find(&tenant.id, id).filter(|live| {
             let known = live.facts();
-            !known.registered && known.section == *section && live.scope == scope
+            !known.registered && **known.section == *section && live.scope == scope
         });
         let live = if let Some(live) = before {
             live.learn(facts);
             live
         } else {
             let (canonical, mark) = (context.canonical(), self.directory.mark(&tenant.id));
-            Arc::new(LiveDek::new(id, scope, &canonical, Counts::default(), facts, mark, answers))
+            LiveDek::shared(id, scope, &canonical, Counts::default(), facts, mark, answers)
         };
         self.serve(live, tenant, Asker::Request).await
     }
@@ -600,7 +596,7 @@ impl Fetch {
     }
 
     /// Keeps a data key that was just made, unless somebody has opened it already: it is in memory once.
-    fn received(&self, live: Arc<LiveDek>, new: Made, ring: &KekRing) -> Result<Arc<LiveDek>, PoolError> {
+    fn received(&self, live: SharedDek, new: Made, ring: &KekRing) -> Result<SharedDek, PoolError> {
         let live = self.remembered(&new.stored).unwrap_or(live);
         self.vouched(&live, new.key, new.by, new.asked_at);
         self.cache.keep(Arc::clone(&live));
@@ -614,14 +610,14 @@ impl Fetch {
         stored: &StoredDek,
         policy: &KeyPolicy,
         seen_mark: u64,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    ) -> Result<SharedDek, PoolError> {
         let dek = &stored.dek;
         let context = kms_context(&dek.scope, dek.id)?.canonical();
         let counts = Counts::from_registry(dek.messages, dek.bytes);
         let facts = self.facts(tenant, stored, policy, seen_mark)?;
         let mark = self.directory.mark(&dek.scope.tenant);
         let answers = self.watch.answers();
-        Ok(Arc::new(LiveDek::new(dek.id, dek.scope.clone(), &context, counts, facts, mark, answers)))
+        Ok(LiveDek::shared(dek.id, dek.scope.clone(), &context, counts, facts, mark, answers))
     }
 
     fn facts(
@@ -647,7 +643,7 @@ impl Fetch {
         Ok(Facts {
             state: stored.dek.state,
             policy: *policy,
-            section,
+            section: Arc::new(section.into()),
             retires_at,
             seen_mark,
             registered: true,

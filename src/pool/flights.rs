@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::PoolError;
-use super::live::LiveDek;
+use super::live::SharedDek;
 use crate::clock::Clock;
 use crate::store::watch::Mark;
 
@@ -36,7 +36,7 @@ pub(super) struct Flights<K> {
 
 #[derive(Clone)]
 struct Landing {
-    outcome: Result<Arc<LiveDek>, PoolError>,
+    outcome: Result<SharedDek, PoolError>,
     at: Duration,
     /// The tenant's mark when the flight began.
     seen_mark: u64,
@@ -88,11 +88,11 @@ impl<K: Destination> Flights<K> {
         &self,
         key: K,
         mark: Arc<Mark>,
-        good: impl Fn(&Arc<LiveDek>) -> bool + Send + Sync + 'static,
+        good: impl Fn(&SharedDek) -> bool + Send + Sync + 'static,
         fetch: F,
-    ) -> Result<Arc<LiveDek>, PoolError>
+    ) -> Result<SharedDek, PoolError>
     where
-        F: Future<Output = Result<Arc<LiveDek>, PoolError>> + Send + 'static,
+        F: Future<Output = Result<SharedDek, PoolError>> + Send + 'static,
     {
         let lost = || PoolError::Internal("the task that fetched a data key did not end well");
         let (clock, tasks, began_at) = (self.clock.clone(), self.tasks.clone(), Arc::clone(&mark));

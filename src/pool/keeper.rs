@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::fetch::Asker;
-use super::live::{LiveDek, as_ms};
+use super::live::{LiveDek, SharedDek, as_ms};
 use super::{DekPool, PoolError};
 use crate::clock::Clock;
 use crate::store::{DekState, Usage};
@@ -128,7 +128,7 @@ impl DekPool {
     }
 
     /// Has the next data key made, and keeps it warm: its plaintext counts as used, and is renewed as any other.
-    async fn prepare_successor(&self, live: &Arc<LiveDek>) {
+    async fn prepare_successor(&self, live: &SharedDek) {
         let scope = &live.scope;
         let mut again = Again { from: &live.prepared_ms, clock: &self.fetch.clock, delay: Duration::ZERO };
         match self.fetch.next(scope).await {
@@ -142,7 +142,7 @@ impl DekPool {
         }
     }
 
-    async fn renew(&self, live: &Arc<LiveDek>) {
+    async fn renew(&self, live: &SharedDek) {
         let _again = Again { from: &live.tried_ms, clock: &self.fetch.clock, delay: Duration::ZERO };
         // The registry is asked at its next use, and until then nobody renews what it has not been asked about.
         if !live.facts().registered && !live.is_current() {

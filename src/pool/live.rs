@@ -1,5 +1,6 @@
 //! A data key in memory.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use envelope::{DataKey, DataKeyId, WrappedKeys};
 
 use super::pages;
 use super::usage::{Counts, note};
+use crate::spread::{Near, Places, Spread};
 use crate::store::watch::Mark;
 use crate::store::{DekScope, DekState, KeyPolicy};
 use crate::tenant::KekId;
@@ -21,7 +23,7 @@ pub(super) struct LiveDek {
     /// The canonical form of the KMS context that this data key calls for.
     pub(super) kms_context: Box<[u8]>,
     pub(super) counts: Counts,
-    key: ArcSwapOption<DataKey>,
+    key: ArcSwapOption<Spread<DataKey>>,
     facts: ArcSwap<Facts>,
     vouched_by: ArcSwap<KekId>,
     /// When the KMS last vouched for it; monotonic.
@@ -42,13 +44,43 @@ pub(super) struct LiveDek {
     answers: Arc<Mark>,
 }
 
+/// A data key as all requests share it.
+pub(super) type SharedDek = Arc<Spread<LiveDek>>;
+
+/// The wrapped forms of a data key, which most requests put into an envelope or find in one.
+pub(super) struct Section {
+    all: WrappedKeys,
+    near: Places<WrappedKeys>,
+}
+
+impl Section {
+    /// For one request.
+    pub(super) fn near(&self) -> WrappedKeys {
+        self.near.near(|| self.all.apart()).clone()
+    }
+}
+
+impl From<WrappedKeys> for Section {
+    fn from(all: WrappedKeys) -> Self {
+        Self { all, near: Places::default() }
+    }
+}
+
+impl Deref for Section {
+    type Target = WrappedKeys;
+
+    fn deref(&self) -> &WrappedKeys {
+        &self.all
+    }
+}
+
 /// What the registry said of a data key when it was last read.
 #[derive(Clone)]
 pub(super) struct Facts {
     pub(super) state: DekState,
     pub(super) policy: KeyPolicy,
     /// The wrapped forms as an embedded envelope carries them.
-    pub(super) section: WrappedKeys,
+    pub(super) section: Arc<Section>,
     /// When its age reaches the policy's limit; monotonic. Never, where it is not active.
     pub(super) retires_at: Duration,
     /// The mark at which all this was read.
@@ -70,7 +102,7 @@ pub(super) struct Lifetimes {
 }
 
 impl LiveDek {
-    pub(super) fn new(
+    pub(super) fn shared(
         id: DataKeyId,
         scope: DekScope,
         kms_context: &[u8],
@@ -78,9 +110,9 @@ impl LiveDek {
         facts: Facts,
         mark: Arc<Mark>,
         answers: Arc<Mark>,
-    ) -> Self {
+    ) -> SharedDek {
         let nobody = facts.section.keys().first().and_then(|form| form.kek.parse::<KekId>().ok());
-        Self {
+        Arc::new(Spread::new(Self {
             id,
             scope,
             kms_context: kms_context.into(),
@@ -97,11 +129,11 @@ impl LiveDek {
             touched_ms: AtomicU64::new(0),
             mark,
             answers,
-        }
+        }))
     }
 
     /// The key, if it may be used now and what is known of it is up to date.
-    pub(super) fn usable(&self, now: Duration) -> Option<(Arc<DataKey>, arc_swap::Guard<Arc<Facts>>)> {
+    pub(super) fn usable(&self, now: Duration) -> Option<(Near<DataKey>, arc_swap::Guard<Arc<Facts>>)> {
         let facts = self.facts.load();
         if !self.holds(&facts) {
             return None;
@@ -112,7 +144,7 @@ impl LiveDek {
 
     /// The wrapped forms as an embedded envelope carries them, as far as is known.
     pub(super) fn section(&self) -> WrappedKeys {
-        self.facts.load().section.clone()
+        self.facts.load().section.near()
     }
 
     /// Whether what is known of it is up to date.
@@ -126,12 +158,12 @@ impl LiveDek {
     }
 
     /// The key, if the KMS's word for it still counts.
-    pub(super) fn plaintext(&self, now: Duration) -> Option<Arc<DataKey>> {
+    pub(super) fn plaintext(&self, now: Duration) -> Option<Near<DataKey>> {
         let now_ms = as_ms(now);
         if now_ms >= self.usable_until_ms.load(Ordering::Acquire) {
             return None;
         }
-        let key = self.key.load_full()?;
+        let key = self.key.load().as_ref()?.near();
         note(&self.used_ms, now_ms);
         Some(key)
     }
@@ -139,7 +171,7 @@ impl LiveDek {
     /// The KMS has just given this key.
     pub(super) fn vouch(&self, key: DataKey, by: KekId, now: Duration, lifetimes: Lifetimes) {
         pages::keep(&key);
-        self.key.store(Some(Arc::new(key)));
+        self.key.store(Some(Arc::new(Spread::new(key))));
         self.vouched_by.store(Arc::new(by));
         self.vouched_ms.store(as_ms(now), Ordering::Release);
         // Whoever has it fetched is about to use it.
@@ -218,4 +250,61 @@ fn unknown_kek() -> KekId {
 
 pub(super) fn as_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use envelope::KeyMaterial;
+
+    use super::*;
+    use crate::store::EnvelopeWeight;
+
+    fn live() -> SharedDek {
+        let facts = Facts {
+            state: DekState::Active,
+            policy: KeyPolicy {
+                dek_age_secs_max: 60,
+                dek_messages_max: 10,
+                dek_bytes_max: 100,
+                envelope: EnvelopeWeight::Compact,
+            },
+            section: Arc::new(WrappedKeys::compact().into()),
+            retires_at: Duration::MAX,
+            seen_mark: 0,
+            registered: true,
+            unasked_since: None,
+        };
+        let scope = DekScope {
+            tenant: "acme".parse().unwrap(),
+            key: "default".parse().unwrap(),
+            bound: envelope::EncryptionContext::new(),
+        };
+        let id = DataKeyId::from_bytes([1; 16]);
+        LiveDek::shared(id, scope, b"", Counts::default(), facts, Arc::default(), Arc::default())
+    }
+
+    #[test]
+    fn a_key_that_is_taken_away_is_gone_with_the_last_request_that_holds_it_whichever_threads_they_are_on() {
+        let live = live();
+        let lifetimes = Lifetimes {
+            plaintext_max: Duration::from_mins(5),
+            stale_max: Duration::ZERO,
+            kms_answer: Duration::ZERO,
+        };
+        let key = DataKey::new(live.id, KeyMaterial::from_slice(&[7; 32]).unwrap());
+        live.vouch(key, "local:test".parse().unwrap(), Duration::ZERO, lifetimes);
+        let mut held: Vec<Near<DataKey>> = std::thread::scope(|scope| {
+            let requests: Vec<_> =
+                (0..20).map(|_| scope.spawn(|| live.plaintext(Duration::ZERO).unwrap())).collect();
+            requests.into_iter().map(|request| request.join().unwrap()).collect()
+        });
+        let key = Arc::downgrade(&held[0]);
+        live.wipe();
+        assert!(live.plaintext(Duration::ZERO).is_none());
+        while let Some(last) = held.pop() {
+            assert!(key.upgrade().is_some(), "{} hold it", held.len() + 1);
+            drop(last);
+        }
+        assert!(key.upgrade().is_none());
+    }
 }

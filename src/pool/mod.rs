@@ -27,6 +27,7 @@ use crate::clock::Clock;
 use crate::kms::KmsError;
 use crate::kms::ring::KekRings;
 use crate::quota::{Buckets, Exceeded, Rate};
+use crate::spread::Near;
 use crate::store::watch::ChangeWatch;
 use crate::store::{DekScope, DekState, EnvelopeWeight, Store, StoreError};
 use crate::tenant::{KekId, KeyName, TenantId};
@@ -36,7 +37,7 @@ use denials::Denials;
 use directory::Directory;
 use fetch::{Asker, Brought, Fetch, Wanted};
 use flights::Flights;
-use live::{Facts, Lifetimes, LiveDek, as_ms};
+use live::{Facts, Lifetimes, LiveDek, SharedDek, as_ms};
 use turns::Turns;
 
 /// The pool's limits.
@@ -149,12 +150,12 @@ pub enum PoolError {
 /// What sealing needs.
 pub struct Sealing {
     /// The data key.
-    pub key: Arc<DataKey>,
+    pub key: Near<DataKey>,
     /// What an embedded envelope carries.
     pub embedded: WrappedKeys,
     /// What the key's policy says an envelope carries.
     pub weight: EnvelopeWeight,
-    live: Arc<LiveDek>,
+    live: Near<LiveDek>,
 }
 
 impl Sealing {
@@ -174,7 +175,7 @@ impl Sealing {
 /// What opening needs, and what is known of the envelope's data key.
 pub struct Opening {
     /// The data key.
-    pub key: Arc<DataKey>,
+    pub key: Near<DataKey>,
     /// What it serves: the tenant, the key's name, and the context bound to the data key.
     pub scope: DekScope,
     /// Whether it still encrypts: its time is not over, and its KEKs are those of the tenant's ring.
@@ -183,7 +184,7 @@ pub struct Opening {
     pub embedded: WrappedKeys,
     /// What the key's policy says an envelope carries.
     pub weight: EnvelopeWeight,
-    live: Arc<LiveDek>,
+    live: Near<LiveDek>,
 }
 
 impl Opening {
@@ -302,7 +303,7 @@ impl DekPool {
             let wanted = scope.clone();
             let pool = self.clone();
             let wanted_again = scope.clone();
-            let good = move |live: &Arc<LiveDek>| pool.serves(&wanted_again, live, bytes);
+            let good = move |live: &SharedDek| pool.serves(&wanted_again, live, bytes);
             let work = async move { fetch.active(&wanted, bytes).await };
             let mark = self.fetch.directory.mark(&scope.tenant);
             self.active_flights.join(scope.clone(), mark, good, work).await?;
@@ -314,7 +315,7 @@ impl DekPool {
     }
 
     /// Whether an earlier answer would do for this message: whether [`DekPool::hot`] finds it and takes it.
-    fn serves(&self, scope: &DekScope, live: &Arc<LiveDek>, bytes: u64) -> bool {
+    fn serves(&self, scope: &DekScope, live: &SharedDek, bytes: u64) -> bool {
         let now = self.fetch.clock.monotonic();
         let in_place = self.fetch.active.pin().get(scope).is_some_and(|active| Arc::ptr_eq(active, live));
         in_place
@@ -329,7 +330,7 @@ impl DekPool {
     fn hot(&self, scope: &DekScope, bytes: u64) -> Option<Sealing> {
         let fetch = &self.fetch;
         let now = fetch.clock.monotonic();
-        let live = fetch.active.pin().get(scope).cloned()?;
+        let live = fetch.active.pin().get(scope)?.near();
         if !fetch.watch.is_current(now) {
             return None;
         }
@@ -342,14 +343,14 @@ impl DekPool {
         }
         live.counts.sealed(fetch.clock.now());
         self.touch(&live, now);
-        let (embedded, weight) = (facts.section.clone(), facts.policy.envelope);
+        let (embedded, weight) = (facts.section.near(), facts.policy.envelope);
         Some(Sealing { key, embedded, weight, live })
     }
 
     /// The head of a tenant's envelope. That it is not read where it is the one of a data key in memory makes no
     /// difference but in time.
     pub fn inspect(&self, tenant: &TenantId, envelope: &[u8]) -> Result<Head, FormatError> {
-        inspect_known(envelope, |id| Some(self.fetch.cache.find(tenant, id)?.section()))
+        inspect_known(envelope, |id| self.fetch.cache.section(tenant, id))
     }
 
     /// The data key of an envelope with this head, for this tenant and a call with these key-bound pairs.
@@ -377,10 +378,10 @@ impl DekPool {
         tenant: &TenantId,
         head: &Head,
         bound: &EncryptionContext,
-    ) -> Result<(Arc<LiveDek>, Opening), PoolError> {
+    ) -> Result<(Near<LiveDek>, Opening), PoolError> {
         // More than once: a change of the registry, or a crowded cache, can take back what was just fetched.
         for _ in 0..3 {
-            let live = self.fetch_for(tenant, head, bound).await?;
+            let live = self.fetch_for(tenant, head, bound).await?.near();
             let now = self.fetch.clock.monotonic();
             if let Some((key, facts)) = live.usable(now) {
                 let opening = opening(&live, key, &facts, now)?;
@@ -395,7 +396,7 @@ impl DekPool {
         tenant: &TenantId,
         head: &Head,
         bound: &EncryptionContext,
-    ) -> Result<Arc<LiveDek>, PoolError> {
+    ) -> Result<SharedDek, PoolError> {
         let id = head.dek_id();
         let refused = match self.fetch.open(Wanted::registered(tenant, id), Asker::Request).await {
             Err(refused) if !head.wrapped().is_compact() => refused,
@@ -415,10 +416,10 @@ impl DekPool {
         &self,
         tenant: &TenantId,
         id: DataKeyId,
-    ) -> Option<Result<(Arc<LiveDek>, Opening), PoolError>> {
+    ) -> Option<Result<(Near<LiveDek>, Opening), PoolError>> {
         let fetch = &self.fetch;
         let now = fetch.clock.monotonic();
-        let live = fetch.cache.find(tenant, id)?;
+        let live = fetch.cache.near(tenant, id)?;
         if !fetch.watch.is_current(now) {
             return None;
         }
@@ -428,7 +429,7 @@ impl DekPool {
         Some(opening.map(|opening| (live, opening)))
     }
 
-    fn touch(&self, live: &Arc<LiveDek>, now: Duration) {
+    fn touch(&self, live: &LiveDek, now: Duration) {
         let now_ms = as_ms(now);
         if now_ms.saturating_sub(live.touched_ms.load(Ordering::Relaxed)) > TOUCH_MS {
             live.touched_ms.store(now_ms, Ordering::Relaxed);
@@ -488,8 +489,8 @@ fn agrees(live: &LiveDek, opening: &Opening, head: &Head) -> Result<(), PoolErro
 }
 
 fn opening(
-    live: &Arc<LiveDek>,
-    key: Arc<DataKey>,
+    live: &Near<LiveDek>,
+    key: Near<DataKey>,
     facts: &Facts,
     now: Duration,
 ) -> Result<Opening, PoolError> {
@@ -503,9 +504,9 @@ fn opening(
             active: facts.state == DekState::Active
                 && now < facts.retires_at
                 && live.counts.has_room(0, &facts.policy),
-            embedded: facts.section.clone(),
+            embedded: facts.section.near(),
             weight: facts.policy.envelope,
-            live: Arc::clone(live),
+            live: Near::clone(live),
         }),
     }
 }

@@ -17,14 +17,15 @@ const ROOMS: &[Room] = &[
     Room("clock", &[]),
     Room("tenant", &[]),
     Room("quota", &["clock"]),
+    Room("spread", &[]),
     // What we rely on.
     Room("kms", &["clock", "tenant"]),
     Room("store", &["clock", "tenant"]),
     // Who, and what they did.
-    Room("audit", &["clock", "store", "tenant"]),
-    Room("access", &["audit", "clock", "store", "tenant"]),
+    Room("audit", &["clock", "spread", "store", "tenant"]),
+    Room("access", &["audit", "clock", "spread", "store", "tenant"]),
     // The work.
-    Room("pool", &["clock", "kms", "quota", "store", "tenant"]),
+    Room("pool", &["clock", "kms", "quota", "spread", "store", "tenant"]),
     Room("operations", &["access", "audit", "clock", "kms::KmsError", "pool", "store", "tenant"]),
     Room("rotation", &["audit", "clock", "kms", "pool", "store", "tenant"]),
     // The edge.
@@ -35,6 +36,7 @@ const ROOMS: &[Room] = &[
             "operations",
             "quota",
             "rotation",
+            "spread",
             "tenant",
             "audit::PartTally",
             "audit::Stranger",
@@ -80,6 +82,7 @@ const ROOMS: &[Room] = &[
             "operations",
             "pool",
             "rotation",
+            "spread::Apart",
             "store",
             "telemetry",
             "tenant",
@@ -103,6 +106,7 @@ const ROOMS: &[Room] = &[
             "lifecycle",
             "offline",
             "operations",
+            "spread::Near",
             "store",
             "telemetry",
             "tenant",
@@ -166,6 +170,7 @@ const GUARDED: &[Guarded] = &[
     Guarded("base64", &["access", "http", "cli"]),
     // What single calls go through; base64 is slower, and knows more alphabets.
     Guarded("base64_turbo", &["http"]),
+    Guarded("smol_str", &["tenant", "http"]),
     Guarded("tracing_subscriber", &["telemetry"]),
     Guarded("mimalloc", &["main"]),
     Guarded("zeroizing_alloc", &["main"]),

@@ -171,7 +171,8 @@ impl fmt::Debug for WrappedDataKey {
 ///
 /// A clone shares the bytes.
 #[derive(Clone)]
-pub struct WrappedKeys(Option<Arc<Embedded>>);
+#[expect(clippy::redundant_allocation, reason = "the outer count is a thread's, see `apart`")]
+pub struct WrappedKeys(Option<Arc<Arc<Embedded>>>);
 
 /// The bytes say everything: they are read in one way only.
 impl PartialEq for WrappedKeys {
@@ -209,7 +210,18 @@ impl WrappedKeys {
             push_field(&mut bytes, &key.blob)?;
         }
         let (kms_context, keys) = (kms_context.clone(), keys.to_vec());
-        Ok(Self(Some(Arc::new(Embedded { bytes, kms_context, keys }))))
+        Ok(Self::embedded(Embedded { bytes, kms_context, keys }))
+    }
+
+    fn embedded(embedded: Embedded) -> Self {
+        Self(Some(Arc::new(Arc::new(embedded))))
+    }
+
+    /// The same section, whose clones are counted apart from this one's. For one thread's use: where all threads clone
+    /// one, their processors wait for each other at its count.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self(self.0.as_ref().map(|embedded| Arc::new(Arc::clone(&**embedded))))
     }
 
     /// The section as it stands in an envelope.
@@ -243,7 +255,7 @@ impl WrappedKeys {
         })?;
         let Some(kms_context) = kms_context else { return Ok(Self::compact()) };
         let kms_context = EncryptionContext::from_canonical(kms_context)?;
-        Ok(Self(Some(Arc::new(Embedded { bytes: section.to_owned(), kms_context, keys }))))
+        Ok(Self::embedded(Embedded { bytes: section.to_owned(), kms_context, keys }))
     }
 
     /// Refuses what [`WrappedKeys::parse`] refuses, without keeping anything.

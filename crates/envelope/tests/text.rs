@@ -56,7 +56,8 @@ proptest! {
         prop_assert_eq!(text::decode(&text).unwrap(), envelope);
     }
 
-    /// Of all lengths, so that every width of vector instructions has its turn, and spoilt in none or some places.
+    /// Of all lengths around those of vector instructions, and spoilt in none or some places. `scripts/test` runs it for the
+    /// instructions of other processors too.
     #[test]
     fn what_is_taken_is_what_the_base64_crate_takes(
         envelope in prop::collection::vec(any::<u8>(), 0..300),

@@ -30,11 +30,11 @@ use super::threads::{BULK_FAILED, give_way};
 use super::{NDJSON, is, lines, refuse_raw_headers};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
 use crate::audit::Tally;
-use crate::http::HttpState;
 use crate::http::handlers::{Bounds, Permitted, announced, json, json_body};
 use crate::http::json::parse;
 use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
+use crate::http::{HttpState, SharedState};
 
 /// The most items that are answered before other work gets its turn.
 pub(super) const STRETCH_ITEMS: usize = 16;
@@ -127,7 +127,7 @@ macro_rules! batch_handlers {
                 responses((status = 200, description = "Each item's outcome",
                     content(($response = "application/json"), ($result = "application/x-ndjson")))))]
             pub(in crate::http) async fn $name(
-                State(state): State<Arc<HttpState>>,
+                State(state): State<SharedState>,
                 Permitted(permit): Permitted<$verb>,
                 request: Request,
             ) -> Result<Response, Problem> {
@@ -150,7 +150,7 @@ batch_handlers! {
 }
 
 async fn answer<V: ItemVerb>(
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Permit<V>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -196,7 +196,7 @@ const PIECES_AT_ONCE: usize = 16;
 /// a stretch, and the system's scheduler would let the threads of other requests wait behind it: so it stops after each
 /// few pieces until a thread of bulk work has had its turn.
 struct AnswerBody {
-    state: Arc<HttpState>,
+    state: SharedState,
     pieces: VecDeque<Bytes>,
     bytes: u64,
     /// How many more are given out before it stops.
@@ -207,7 +207,7 @@ struct AnswerBody {
 }
 
 impl AnswerBody {
-    fn new(mut answers: Vec<Answers>, room: Arc<Room>, state: Arc<HttpState>) -> Self {
+    fn new(mut answers: Vec<Answers>, room: Arc<Room>, state: SharedState) -> Self {
         if let Some(last) = answers.last_mut() {
             // Its last item's comma.
             last.json.pop();
@@ -232,7 +232,7 @@ impl HttpBody for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
         if this.at_once == 0 {
-            let HttpState { bulk, transfers, .. } = &*this.state;
+            let HttpState { bulk, transfers, .. } = &**this.state;
             let turn = this.turn.get_or_insert_with(|| bulk.spawn(transfers.tracker(), async {}));
             // However it ended: it was only a turn.
             let _ = ready!(Pin::new(turn).poll(context));
@@ -333,7 +333,7 @@ pub(super) fn cut(lengths: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
 
 /// Answers all stretches, on as many cores as there are.
 async fn spread<V: ItemVerb>(
-    state: &Arc<HttpState>,
+    state: &SharedState,
     permit: &Arc<Permit<V>>,
     tally: Option<Tally>,
     work: Work,
@@ -359,7 +359,7 @@ async fn spread<V: ItemVerb>(
 
 /// Answers one stretch after the other until none is left.
 async fn take_turns<V: ItemVerb>(
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Arc<Permit<V>>,
     tally: Option<Tally>,
     work: Arc<Work>,

@@ -1,17 +1,15 @@
 //! The items of batches and of lines: what one of them asks for, and its answer.
 
-use std::sync::Arc;
-
 use envelope::text;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::access::{Decrypt, Encrypt, Permit, PermitVerb, Rewrap};
 use crate::audit::{PartTally, Tally};
-use crate::http::HttpState;
 use crate::http::handlers::{Weight, decrypt, encrypt, rewrap};
 use crate::http::json::{Base64Plaintext, Context, Encoded, Text, parse};
 use crate::http::problem::{Code, Problem};
+use crate::http::{HttpState, SharedState};
 use crate::operations::{
     Decryption, Decryptor, Encryption, Encryptor, OperationError, Rewrapper, Rewrapping,
 };
@@ -226,7 +224,7 @@ pub(super) struct Answers {
 
 /// Answers a stretch of items, in order. `Err` in an item stands for one that could not even be read.
 pub(super) async fn answer_all<'a, V: ItemVerb>(
-    state: &Arc<HttpState>,
+    state: &SharedState,
     permit: &Permit<V>,
     tally: Option<&Tally>,
     items: impl ExactSizeIterator<Item = Result<&'a [u8], Problem>>,

@@ -15,14 +15,14 @@ use super::items::{Answers, ItemVerb, answer_all};
 use super::threads::{BULK_FAILED, give_way};
 use crate::access::Permit;
 use crate::audit::Tally;
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
 use crate::http::transfer::{Answer, Input, Output};
 use crate::operations::{OperationError, Source as _, TransferError};
 
 pub(super) async fn answer<V: ItemVerb>(
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Permit<V>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -55,7 +55,7 @@ pub(super) async fn answer<V: ItemVerb>(
 /// Lines on their way: at most as many stretches under way as there are cores, and behind them what one piece of
 /// the body brought.
 struct Pipeline<V> {
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Arc<Permit<V>>,
     tally: Option<Tally>,
     splitter: Splitter,

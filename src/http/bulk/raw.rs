@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use super::context_header::{NAME as CONTEXT, context};
 use super::{OCTETS, is, refuse_unread_headers};
 use crate::access::{Decrypt, Encrypt, Permit, Rewrap};
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::handlers::{Permitted, Weight};
 use crate::http::middleware::quota::Tab;
 use crate::http::problem::{Code, Problem};
@@ -34,7 +34,7 @@ const REPLACES_BYTES: HeaderName = HeaderName::from_static("keyfold-replaces-byt
 
 /// Seals a body.
 pub(in crate::http) async fn encrypt(
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Permit<Encrypt>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -52,7 +52,7 @@ pub(in crate::http) async fn encrypt(
 
 /// Opens a body.
 pub(in crate::http) async fn decrypt(
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Permit<Decrypt>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -68,7 +68,7 @@ pub(in crate::http) async fn decrypt(
 
 /// Brings a body up to date.
 pub(in crate::http) async fn rewrap(
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Permit<Rewrap>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -107,7 +107,7 @@ pub(in crate::http) async fn rewrap(
             ("Keyfold-Dek-Id" = String, description = "The envelope's data key"),
             ("Keyfold-Rewrap-Advised" = bool, description = "Whether rewrapping the whole envelope would do more")))))]
 pub(in crate::http) async fn rewrap_head(
-    axum::extract::State(state): axum::extract::State<Arc<HttpState>>,
+    axum::extract::State(state): axum::extract::State<SharedState>,
     Permitted(permit): Permitted<Rewrap>,
     request: Request,
 ) -> Result<Response, Problem> {

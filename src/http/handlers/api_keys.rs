@@ -1,7 +1,5 @@
 //! `/v1/tenants/{tenant}/api-keys`
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
@@ -10,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{JsonBody, PageQuery, Path, Query, created, name, next_cursor};
 use crate::clock::Timestamp;
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::json::parse;
 use crate::http::middleware::authenticate::Caller;
 use crate::http::problem::{Code, Problem};
@@ -144,7 +142,7 @@ pub(in crate::http) struct ApiKeyList {
     request_body = CreateApiKeyRequest,
     responses((status = 201, description = "Made", body = CreatedApiKey)))]
 pub(in crate::http) async fn create(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
     JsonBody(body): JsonBody,
@@ -177,7 +175,7 @@ pub(in crate::http) async fn create(
     params(("tenant" = String, Path, description = "The tenant's id", example = "acme"), PageQuery),
     responses((status = 200, description = "A page of API keys", body = ApiKeyList)))]
 pub(in crate::http) async fn list(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
     Query(query): Query<PageQuery>,
@@ -201,7 +199,7 @@ pub(in crate::http) async fn list(
            ("id" = String, Path, description = "The API key's id", example = "q83vEjRWeJASNFZ4")),
     responses((status = 200, description = "Revoked", body = ApiKey)))]
 pub(in crate::http) async fn revoke(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, id)): Path<(String, String)>,
 ) -> Result<Json<ApiKey>, Problem> {

@@ -1,7 +1,5 @@
 //! `POST /v1/decrypt`
 
-use std::sync::Arc;
-
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -12,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{Bounds, Permitted, by_body, json};
 use crate::access::{Decrypt, Permit};
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::bulk::raw;
 use crate::http::json::{BASE64, Context, Encoded, parse};
 use crate::http::problem::{Code, Problem};
@@ -64,7 +62,7 @@ pub(in crate::http) struct DecryptResponse {
             ("Keyfold-Dek-Id" = Option<String>, description = "With application/octet-stream: the data key that opened it"),
             ("Keyfold-Rewrap-Advised" = Option<bool>, description = "With application/octet-stream: whether rewrap would change the envelope")))))]
 pub(in crate::http) async fn decrypt(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     Permitted(permit): Permitted<Decrypt>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -74,7 +72,7 @@ pub(in crate::http) async fn decrypt(
 
 /// The answer to a call that has leave.
 pub(in crate::http) fn answer(
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Permit<Decrypt>,
     bounds: Bounds,
     request: Request,
@@ -82,11 +80,7 @@ pub(in crate::http) fn answer(
     by_body(state, permit, bounds, request, raw::decrypt, answer_text)
 }
 
-async fn answer_text(
-    state: Arc<HttpState>,
-    permit: Permit<Decrypt>,
-    body: Bytes,
-) -> Result<Response, Problem> {
+async fn answer_text(state: SharedState, permit: Permit<Decrypt>, body: Bytes) -> Result<Response, Problem> {
     let request: DecryptRequest<'_> = parse(&body)?;
     let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
     let decryption = Decryption { envelope, context: request.context.0 };

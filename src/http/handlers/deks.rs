@@ -1,14 +1,12 @@
 //! `/v1/tenants/{tenant}/keys/{key}/deks`, `.../rotate`, and `/v1/tenants/{tenant}/deks/{dek}`
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{PageQuery, Path, Query, dek_id, name, next_cursor};
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::middleware::authenticate::Caller;
 use crate::http::problem::Problem;
 use crate::store::StoredDek;
@@ -130,7 +128,7 @@ pub(in crate::http) struct RotatedDek {
            ("key" = String, Path, description = "The key's name", example = "billing"), PageQuery),
     responses((status = 200, description = "A page of data keys", body = DekList)))]
 pub(in crate::http) async fn list(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, key)): Path<(String, String)>,
     Query(query): Query<PageQuery>,
@@ -152,7 +150,7 @@ pub(in crate::http) async fn list(
            ("key" = String, Path, description = "The key's name", example = "billing")),
     responses((status = 200, description = "Rotated", body = RotateResponse)))]
 pub(in crate::http) async fn rotate(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, key)): Path<(String, String)>,
 ) -> Result<Json<RotateResponse>, Problem> {
@@ -173,7 +171,7 @@ pub(in crate::http) async fn rotate(
            ("dek" = String, Path, description = "The data key's id", example = "019ad1b2-8c1e-7c3a-9d7e-0123456789ab")),
     responses((status = 200, description = "Revoked", body = Dek)))]
 pub(in crate::http) async fn revoke(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, dek)): Path<(String, String)>,
 ) -> Result<Json<Dek>, Problem> {
@@ -190,7 +188,7 @@ pub(in crate::http) async fn revoke(
            ("dek" = String, Path, description = "The data key's id", example = "019ad1b2-8c1e-7c3a-9d7e-0123456789ab")),
     responses((status = 200, description = "Restored", body = Dek)))]
 pub(in crate::http) async fn restore(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, dek)): Path<(String, String)>,
 ) -> Result<Json<Dek>, Problem> {

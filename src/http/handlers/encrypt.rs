@@ -1,7 +1,5 @@
 //! `POST /v1/encrypt`
 
-use std::sync::Arc;
-
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -12,10 +10,10 @@ use utoipa::ToSchema;
 
 use super::{Bounds, Permitted, Weight, by_body, json, name};
 use crate::access::{Encrypt, Permit};
-use crate::http::HttpState;
 use crate::http::bulk::raw;
 use crate::http::json::{Base64Plaintext, Context, Encoded, Text, parse};
 use crate::http::problem::Problem;
+use crate::http::{HttpState, SharedState};
 use crate::operations::{Encrypted, Encryption};
 use crate::tenant::KeyName;
 
@@ -72,7 +70,7 @@ pub(in crate::http) struct EncryptResponse {
         headers(("Keyfold-Key" = Option<String>, description = "With application/octet-stream: the key that was used"),
             ("Keyfold-Dek-Id" = Option<String>, description = "With application/octet-stream: the data key that was used")))))]
 pub(in crate::http) async fn encrypt(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     Permitted(permit): Permitted<Encrypt>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -82,7 +80,7 @@ pub(in crate::http) async fn encrypt(
 
 /// The answer to a call that has leave.
 pub(in crate::http) fn answer(
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Permit<Encrypt>,
     bounds: Bounds,
     request: Request,
@@ -90,11 +88,7 @@ pub(in crate::http) fn answer(
     by_body(state, permit, bounds, request, raw::encrypt, answer_text)
 }
 
-async fn answer_text(
-    state: Arc<HttpState>,
-    permit: Permit<Encrypt>,
-    body: Bytes,
-) -> Result<Response, Problem> {
+async fn answer_text(state: SharedState, permit: Permit<Encrypt>, body: Bytes) -> Result<Response, Problem> {
     let request: EncryptRequest<'_> = parse(&body)?;
     let key = key_name(&state, request.key.as_ref())?;
     let plaintext =

@@ -1,7 +1,5 @@
 //! `/v1/tenants/{tenant}/grants`
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
@@ -11,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::api_keys::VerbName;
 use super::{JsonBody, PageQuery, Path, Query, created, next_cursor};
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::json::{ObjectOnly, parse};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::problem::{Code, Problem};
@@ -121,7 +119,7 @@ pub(in crate::http) struct GrantList {
     request_body = CreateGrantRequest,
     responses((status = 201, description = "Granted", body = AccessGrant)))]
 pub(in crate::http) async fn create(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
     JsonBody(body): JsonBody,
@@ -149,7 +147,7 @@ pub(in crate::http) async fn create(
     params(("tenant" = String, Path, description = "The tenant's id", example = "acme"), PageQuery),
     responses((status = 200, description = "A page of grants", body = GrantList)))]
 pub(in crate::http) async fn list(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
     Query(query): Query<PageQuery>,
@@ -172,7 +170,7 @@ pub(in crate::http) async fn list(
            ("grant" = String, Path, description = "The grant's id", example = "019ad1b2-8c1e-7c3a-9d7e-0123456789ab")),
     responses((status = 204, description = "Taken back")))]
 pub(in crate::http) async fn delete(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, grant)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {

@@ -1,7 +1,5 @@
 //! `GET /live` and `GET /ready`: without credentials, and without telling anything but how the service is.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -9,7 +7,7 @@ use http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::HttpState;
+use crate::http::SharedState;
 
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct Live {
@@ -54,7 +52,7 @@ pub enum ReadinessStatus {
 #[utoipa::path(get, path = "/ready", operation_id = "ready", tag = "health",
     responses((status = 200, description = "It serves, perhaps degraded", body = Readiness),
               (status = 503, description = "It cannot serve now", body = Readiness)))]
-pub(in crate::http) async fn ready(State(state): State<Arc<HttpState>>) -> Response {
+pub(in crate::http) async fn ready(State(state): State<SharedState>) -> Response {
     let readiness = state.probe.readiness().await;
     let status = match readiness.status {
         ReadinessStatus::Ready | ReadinessStatus::Degraded => StatusCode::OK,

@@ -1,7 +1,5 @@
 //! `/v1/jobs`, `/v1/tenants/{tenant}/rewrap-keys` and `/v1/kek-use`
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -11,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::deks::Dek;
 use super::{PageQuery, Path, Query, dek_id, name, next_cursor};
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::middleware::authenticate::Caller;
 use crate::http::problem::Problem;
 use crate::store::JobRecord;
@@ -154,7 +152,7 @@ pub(in crate::http) struct KekUse {
 #[utoipa::path(get, path = "/v1/jobs", operation_id = "listJobs", tag = "administration", params(JobsQuery),
     responses((status = 200, description = "A page of jobs", body = JobList)))]
 pub(in crate::http) async fn list(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Query(query): Query<JobsQuery>,
 ) -> Result<Json<JobList>, Problem> {
@@ -175,7 +173,7 @@ pub(in crate::http) async fn list(
     params(("job" = String, Path, description = "The job's id", example = "019ad1b2-8c1e-7c3a-9d7e-0123456789ab")),
     responses((status = 200, description = "The job", body = Job)))]
 pub(in crate::http) async fn read(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(job): Path<String>,
 ) -> Result<Json<Job>, Problem> {
@@ -191,7 +189,7 @@ pub(in crate::http) async fn read(
     params(("tenant" = String, Path, description = "The tenant's id", example = "acme")),
     responses((status = 202, description = "The job", body = Job)))]
 pub(in crate::http) async fn rewrap_keys(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
 ) -> Result<Response, Problem> {
@@ -206,7 +204,7 @@ pub(in crate::http) async fn rewrap_keys(
 #[utoipa::path(get, path = "/v1/kek-use", operation_id = "readKekUse", tag = "administration", params(KekUseQuery),
     responses((status = 200, description = "What depends on it", body = KekUse)))]
 pub(in crate::http) async fn kek_use(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Query(query): Query<KekUseQuery>,
 ) -> Result<Json<KekUse>, Problem> {

@@ -1,7 +1,5 @@
 //! `/v1/tenants/{tenant}/keys`
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
@@ -9,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::{JsonBody, PageQuery, Path, Query, StatusName, Weight, created, name, next_cursor};
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::json::{ObjectOnly, parse};
 use crate::http::middleware::authenticate::Caller;
 use crate::http::problem::Problem;
@@ -154,7 +152,7 @@ pub(in crate::http) struct KeyList {
     request_body = CreateKeyRequest,
     responses((status = 201, description = "Made", body = Key)))]
 pub(in crate::http) async fn create(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
     JsonBody(body): JsonBody,
@@ -172,7 +170,7 @@ pub(in crate::http) async fn create(
     params(("tenant" = String, Path, description = "The tenant's id", example = "acme"), PageQuery),
     responses((status = 200, description = "A page of keys", body = KeyList)))]
 pub(in crate::http) async fn list(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
     Query(query): Query<PageQuery>,
@@ -193,7 +191,7 @@ pub(in crate::http) async fn list(
            ("key" = String, Path, description = "The key's name", example = "billing")),
     responses((status = 200, description = "The key", body = Key)))]
 pub(in crate::http) async fn read(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, key)): Path<(String, String)>,
 ) -> Result<Json<Key>, Problem> {
@@ -210,7 +208,7 @@ pub(in crate::http) async fn read(
     request_body = UpdateKeyRequest,
     responses((status = 200, description = "Changed", body = Key)))]
 pub(in crate::http) async fn update(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, key)): Path<(String, String)>,
     JsonBody(body): JsonBody,

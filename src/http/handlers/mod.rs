@@ -26,7 +26,7 @@ use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::{IntoParams, ToSchema};
 
-use super::HttpState;
+use super::SharedState;
 use super::bulk::{self, refuse_raw_headers};
 use super::json::ObjectOnly;
 use super::middleware::authenticate::Caller;
@@ -95,12 +95,12 @@ pub(super) fn json_body(
     reason = "the future of an `async fn` holds what it is given twice, and the request is large"
 )]
 pub(super) fn by_body<V, R, T>(
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Permit<V>,
     bounds: Bounds,
     request: Request,
-    raw: impl FnOnce(Arc<HttpState>, Permit<V>, Request) -> R + Send,
-    text: impl FnOnce(Arc<HttpState>, Permit<V>, Bytes) -> T + Send,
+    raw: impl FnOnce(SharedState, Permit<V>, Request) -> R + Send,
+    text: impl FnOnce(SharedState, Permit<V>, Bytes) -> T + Send,
 ) -> impl Future<Output = Result<Response, Problem>> + Send
 where
     V: PermitVerb + Send,

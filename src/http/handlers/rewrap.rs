@@ -1,7 +1,5 @@
 //! `POST /v1/rewrap`
 
-use std::sync::Arc;
-
 use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::response::Response;
@@ -12,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{Bounds, Permitted, Weight, by_body, json};
 use crate::access::{Permit, Rewrap};
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::bulk::raw;
 use crate::http::json::{Context, Encoded, parse};
 use crate::http::problem::Problem;
@@ -84,7 +82,7 @@ pub(in crate::http) struct RewrapResponse {
             ("Keyfold-Dek-Id" = Option<String>, description = "With application/octet-stream: the data key of the envelope that is returned"),
             ("Keyfold-Changed" = Option<bool>, description = "With application/octet-stream: whether it is another envelope than was sent")))))]
 pub(in crate::http) async fn rewrap(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     Permitted(permit): Permitted<Rewrap>,
     request: Request,
 ) -> Result<Response, Problem> {
@@ -94,7 +92,7 @@ pub(in crate::http) async fn rewrap(
 
 /// The answer to a call that has leave.
 pub(in crate::http) fn answer(
-    state: Arc<HttpState>,
+    state: SharedState,
     permit: Permit<Rewrap>,
     bounds: Bounds,
     request: Request,
@@ -102,11 +100,7 @@ pub(in crate::http) fn answer(
     by_body(state, permit, bounds, request, raw::rewrap, answer_text)
 }
 
-async fn answer_text(
-    state: Arc<HttpState>,
-    permit: Permit<Rewrap>,
-    body: Bytes,
-) -> Result<Response, Problem> {
+async fn answer_text(state: SharedState, permit: Permit<Rewrap>, body: Bytes) -> Result<Response, Problem> {
     let request: RewrapRequest<'_> = parse(&body)?;
     let envelope = text::decode(&request.ciphertext.0).map_err(OperationError::from)?;
     let weight = request.envelope.map(Into::into);

@@ -1,7 +1,5 @@
 //! `.../shred`: of a data key, a key, a tenant.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -10,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{JsonBody, PageQuery, Path, Query, dek_id, name, next_cursor};
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::json::parse;
 use crate::http::middleware::authenticate::Caller;
 use crate::http::problem::{Code, Problem};
@@ -129,7 +127,7 @@ fn accepted(shredding: Shredding) -> Response {
     request_body = ShredRequest,
     responses((status = 202, description = "It waits", body = ShredResponse)))]
 pub(in crate::http) async fn shred_dek(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, dek)): Path<(String, String)>,
     JsonBody(body): JsonBody,
@@ -149,7 +147,7 @@ pub(in crate::http) async fn shred_dek(
            ("dek" = String, Path, description = "The data key's id", example = "019ad1b2-8c1e-7c3a-9d7e-0123456789ab")),
     responses((status = 204, description = "Cancelled")))]
 pub(in crate::http) async fn cancel_dek(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, dek)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
@@ -168,7 +166,7 @@ pub(in crate::http) async fn cancel_dek(
     request_body = ShredRequest,
     responses((status = 202, description = "It waits", body = ShredResponse)))]
 pub(in crate::http) async fn shred_key(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, key)): Path<(String, String)>,
     JsonBody(body): JsonBody,
@@ -188,7 +186,7 @@ pub(in crate::http) async fn shred_key(
            ("key" = String, Path, description = "The key's name", example = "billing")),
     responses((status = 204, description = "Cancelled")))]
 pub(in crate::http) async fn cancel_key(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path((tenant, key)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
@@ -206,7 +204,7 @@ pub(in crate::http) async fn cancel_key(
     request_body = ShredRequest,
     responses((status = 202, description = "It waits", body = ShredResponse)))]
 pub(in crate::http) async fn shred_tenant(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
     JsonBody(body): JsonBody,
@@ -224,7 +222,7 @@ pub(in crate::http) async fn shred_tenant(
     params(("tenant" = String, Path, description = "The tenant's id", example = "acme")),
     responses((status = 204, description = "Cancelled")))]
 pub(in crate::http) async fn cancel_tenant(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
 ) -> Result<StatusCode, Problem> {
@@ -241,7 +239,7 @@ pub(in crate::http) async fn cancel_tenant(
     params(("tenant" = String, Path, description = "The tenant's id", example = "acme"), PageQuery),
     responses((status = 200, description = "A page", body = ShredList)))]
 pub(in crate::http) async fn list(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
     Query(query): Query<PageQuery>,

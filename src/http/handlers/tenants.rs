@@ -1,7 +1,5 @@
 //! `/v1/tenants`
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
@@ -9,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{JsonBody, KekBody, PageQuery, Path, Query, StatusName, created, name, next_cursor};
-use crate::http::HttpState;
+use crate::http::SharedState;
 use crate::http::json::parse;
 use crate::http::middleware::authenticate::Caller;
 use crate::http::problem::{Code, Problem};
@@ -102,7 +100,7 @@ fn ring(keks: Vec<KekBody>) -> Result<KekRing, Problem> {
     request_body = CreateTenantRequest,
     responses((status = 201, description = "Made", body = Tenant)))]
 pub(in crate::http) async fn create(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -118,7 +116,7 @@ pub(in crate::http) async fn create(
 #[utoipa::path(get, path = "/v1/tenants", operation_id = "listTenants", tag = "administration", params(PageQuery),
     responses((status = 200, description = "A page of tenants", body = TenantList)))]
 pub(in crate::http) async fn list(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Query(query): Query<PageQuery>,
 ) -> Result<Json<TenantList>, Problem> {
@@ -137,7 +135,7 @@ pub(in crate::http) async fn list(
     params(("tenant" = String, Path, description = "The tenant's id", example = "acme")),
     responses((status = 200, description = "The tenant", body = Tenant)))]
 pub(in crate::http) async fn read(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
 ) -> Result<Json<Tenant>, Problem> {
@@ -153,7 +151,7 @@ pub(in crate::http) async fn read(
     request_body = UpdateTenantRequest,
     responses((status = 200, description = "Changed", body = Tenant)))]
 pub(in crate::http) async fn update(
-    State(state): State<Arc<HttpState>>,
+    State(state): State<SharedState>,
     caller: Caller,
     Path(tenant): Path<String>,
     JsonBody(body): JsonBody,

@@ -7,14 +7,17 @@
 //! and no number of tenants takes more memory). Administration's places are shared by principals in the same way.
 
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::http::problem::{Code, Problem};
+use crate::spread::{Apart, Near, Spread};
 
 /// Counts the requests in flight.
-pub(in crate::http) struct Admission {
-    in_flight: Arc<AtomicUsize>,
+pub(in crate::http) struct Admission(Spread<Places>);
+
+struct Places {
+    in_flight: Arc<Apart<AtomicUsize>>,
     in_flight_max: usize,
     /// With more than these in flight, shares are enforced.
     fair_from: usize,
@@ -27,37 +30,41 @@ impl Admission {
     /// `fair_from_percent` of the places are given to whoever comes first; with 100, all of them.
     pub(in crate::http) fn new(in_flight_max: usize, fair_from_percent: usize, full: &'static str) -> Self {
         let fair_from = in_flight_max.saturating_mul(fair_from_percent) / 100;
-        Self { in_flight: Arc::default(), in_flight_max, fair_from, shares: Shares::new(), full }
+        let (in_flight, shares) = (Arc::default(), Shares::new());
+        Self(Spread::new(Places { in_flight, in_flight_max, fair_from, shares, full }))
     }
 
     /// How many are in flight.
-    pub(in crate::http) fn gauge(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.in_flight)
+    pub(in crate::http) fn gauge(&self) -> Arc<Apart<AtomicUsize>> {
+        Arc::clone(&self.0.in_flight)
     }
 
     /// A place for one request, where there is one.
-    pub(in crate::http) fn enter(self: &Arc<Self>) -> Result<Place, Problem> {
-        let before = self.in_flight.fetch_add(1, Ordering::AcqRel);
-        let place = Place { admission: Arc::clone(self), holder: OnceLock::new() };
-        if before < self.in_flight_max { Ok(place) } else { Err(Problem::new(Code::Overloaded, self.full)) }
+    pub(in crate::http) fn enter(&self) -> Result<Place, Problem> {
+        let places = self.0.near();
+        let before = places.in_flight.fetch_add(1, Ordering::AcqRel);
+        let (room, full) = (before < places.in_flight_max, places.full);
+        let place = Place { places, holder: AtomicU64::new(NOBODY) };
+        if room { Ok(place) } else { Err(Problem::new(Code::Overloaded, full)) }
     }
 }
 
 /// Is free again when the request ends, however it ends.
 pub(in crate::http) struct Place {
-    admission: Arc<Admission>,
-    holder: OnceLock<Slots>,
+    places: Near<Places>,
+    /// Whose it is: the holder's hash, which says in which slots he is counted; or nobody's yet.
+    holder: AtomicU64,
 }
 
 impl Place {
     /// The place is this tenant's or principal's, unless the service is filling up and he holds his share already.
     pub(in crate::http) fn belongs_to(&self, holder: &impl Hash) -> Result<(), Problem> {
-        let Admission { in_flight, fair_from, in_flight_max, shares, .. } = &*self.admission;
-        let slots = shares.slots(holder);
-        if self.holder.set(slots).is_err() {
+        let Places { in_flight, fair_from, in_flight_max, shares, .. } = &**self.places;
+        let hash = shares.hash(holder);
+        if self.holder.compare_exchange(NOBODY, hash, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return Ok(());
         }
-        let held = shares.take(slots);
+        let held = shares.take(slots(hash));
         if in_flight.load(Ordering::Acquire) <= *fair_from {
             return Ok(());
         }
@@ -75,15 +82,24 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(slots) = self.holder.get() {
-            self.admission.shares.give_back(*slots);
+        let holder = *self.holder.get_mut();
+        if holder != NOBODY {
+            self.places.shares.give_back(slots(holder));
         }
-        self.admission.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.places.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 /// A holder's slot in either row.
 type Slots = [usize; 2];
+
+/// No holder's hash.
+const NOBODY: u64 = u64::MAX;
+
+fn slots(hash: u64) -> Slots {
+    // The remainder fits.
+    [hash, hash >> 32].map(|part| usize::try_from(part % SLOTS as u64).unwrap_or(0))
+}
 
 const SLOTS: usize = 4_096;
 
@@ -93,19 +109,17 @@ struct Shares {
     rows: [Box<[AtomicUsize]>; 2],
     hasher: RandomState,
     /// How many hold any: the slots of the first row that are not empty.
-    holders: AtomicUsize,
+    holders: Apart<AtomicUsize>,
 }
 
 impl Shares {
     fn new() -> Self {
         let row = || (0..SLOTS).map(|_| AtomicUsize::new(0)).collect();
-        Self { rows: [row(), row()], hasher: RandomState::new(), holders: AtomicUsize::new(0) }
+        Self { rows: [row(), row()], hasher: RandomState::new(), holders: Apart::default() }
     }
 
-    fn slots(&self, holder: &impl Hash) -> Slots {
-        let hash = self.hasher.hash_one(holder);
-        // The remainder fits.
-        [hash, hash >> 32].map(|part| usize::try_from(part % SLOTS as u64).unwrap_or(0))
+    fn hash(&self, holder: &impl Hash) -> u64 {
+        self.hasher.hash_one(holder).min(NOBODY - 1)
     }
 
     /// How many the holder has with this one.
@@ -159,8 +173,23 @@ mod tests {
         assert_eq!(flood(&admission, "fourth").len(), 25, "a share of 25");
         drop((second, third));
         assert_eq!(admission.gauge().load(Ordering::Acquire), 0);
-        assert_eq!(admission.shares.holders.load(Ordering::Acquire), 0);
-        assert!(admission.shares.rows.iter().flatten().all(|slot| slot.load(Ordering::Acquire) == 0));
+        assert_eq!(admission.0.shares.holders.load(Ordering::Acquire), 0);
+        assert!(admission.0.shares.rows.iter().flatten().all(|slot| slot.load(Ordering::Acquire) == 0));
+    }
+
+    #[test]
+    fn a_place_is_the_first_ones_who_asks_and_is_given_back_once() {
+        let admission = admission(4, 75);
+        let (first, second): (TenantId, TenantId) = ("first".parse().unwrap(), "second".parse().unwrap());
+        let place = admission.enter().ok().unwrap();
+        for holder in [&first, &first, &second] {
+            assert!(place.belongs_to(holder).is_ok());
+        }
+        assert_eq!(admission.0.shares.holders.load(Ordering::Acquire), 1);
+        drop(place);
+        drop(admission.enter());
+        assert_eq!(admission.gauge().load(Ordering::Acquire), 0);
+        assert!(admission.0.shares.rows.iter().flatten().all(|slot| slot.load(Ordering::Acquire) == 0));
     }
 
     #[test]

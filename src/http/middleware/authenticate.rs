@@ -7,6 +7,7 @@ use http::{Extensions, HeaderMap, header};
 
 use crate::access::{Access, AuthenticationError, Circumstances, Presented, Principal};
 use crate::http::problem::Problem;
+use crate::spread::Near;
 
 /// What a bearer token follows (RFC 6750 section 2.1), in whatever case.
 const SCHEME: &[u8] = b"bearer ";
@@ -14,7 +15,7 @@ const SCHEME: &[u8] = b"bearer ";
 /// The authenticated caller, for the handlers, and the circumstances of his call where they are wanted.
 #[derive(Clone)]
 pub(in crate::http) struct Caller(
-    pub(in crate::http) Arc<Principal>,
+    pub(in crate::http) Near<Principal>,
     pub(in crate::http) Option<Arc<Circumstances>>,
 );
 
@@ -23,7 +24,7 @@ pub(super) async fn authenticate(
     access: &Access,
     headers: &HeaderMap,
     extensions: &Extensions,
-) -> Result<Arc<Principal>, Problem> {
+) -> Result<Near<Principal>, Problem> {
     let bearer = bearer(headers)?;
     let connection = extensions.get::<Arc<TlsInfo>>();
     let certificates = connection.map_or(&[][..], |connection| &connection.peer_certificates);

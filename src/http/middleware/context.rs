@@ -87,7 +87,7 @@ struct Rule {
 #[serde(try_from = "Vec<ContextEntry>")]
 pub struct ContextRules {
     rules: Arc<[Rule]>,
-    names: Arc<[Box<str>]>,
+    names: Option<Arc<[Box<str>]>>,
 }
 
 impl TryFrom<Vec<ContextEntry>> for ContextRules {
@@ -109,7 +109,7 @@ impl TryFrom<Vec<ContextEntry>> for ContextRules {
             }
             rules.push(rule);
         }
-        let names = rules.iter().map(|rule| rule.name.clone()).collect();
+        let names = (!rules.is_empty()).then(|| rules.iter().map(|rule| rule.name.clone()).collect());
         Ok(Self { rules: rules.into(), names })
     }
 }
@@ -198,7 +198,7 @@ impl ContextRules {
     /// by [`ContextRules::for_tenant`].
     fn resolve(&self, principal: &Principal, headers: &HeaderMap) -> Result<ServiceContext, Problem> {
         let (message, bound) = (EncryptionContext::new(), EncryptionContext::new());
-        let mut context = ServiceContext { names: Arc::clone(&self.names), message, bound };
+        let mut context = ServiceContext { names: self.names.clone(), message, bound };
         for rule in self.rules.iter().filter(|rule| rule.origin != Origin::Tenant) {
             match rule.value(principal, headers)? {
                 Some(value) => rule.bind_to(&mut context, &value)?,

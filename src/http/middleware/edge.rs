@@ -17,10 +17,12 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderName, HeaderValue, Method};
 use pin_project_lite::pin_project;
+use smol_str::SmolStr;
 use tower::{Layer, Service};
 
 use crate::http::problem::{Code, Problem};
 use crate::http::source::{Proxies, Source};
+use crate::spread::{Apart, here, places};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The longest request id that is taken over from a client.
@@ -43,7 +45,8 @@ impl Outermost {
 /// Names requests: a random part for the process, and a number.
 struct RequestIds {
     process: [u8; PROCESS_DIGITS],
-    next: AtomicU64,
+    /// How many each place has given. The numbers go round the places: each has one of every round.
+    given: Box<[Apart<AtomicU64>]>,
 }
 
 const PROCESS_DIGITS: usize = 16;
@@ -53,12 +56,15 @@ impl RequestIds {
         let mut process = [0; PROCESS_DIGITS];
         // Without randomness requests are still told apart within the process.
         write_hex(getrandom::u64().unwrap_or_default(), &mut process);
-        Self { process, next: AtomicU64::new(1) }
+        Self { process, given: (0..places()).map(|_| Apart::default()).collect() }
     }
 
     /// Written digit by digit: every request has one.
     fn next(&self) -> HeaderValue {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let places = self.given.len();
+        let at = here() % places;
+        let before = self.given[at].fetch_add(1, Ordering::Relaxed);
+        let number = before.wrapping_mul(places as u64).wrapping_add(at as u64);
         let digits = ((u64::BITS - number.leading_zeros()).div_ceil(4)).max(1) as usize;
         let mut id = [b'-'; PROCESS_DIGITS + 1 + 16];
         id[..PROCESS_DIGITS].copy_from_slice(&self.process);
@@ -113,7 +119,7 @@ impl Arrival {
 pub(in crate::http) struct Called {
     pub(in crate::http) method: Method,
     /// None where no route's handler is called.
-    pub(in crate::http) route: Option<Arc<str>>,
+    pub(in crate::http) route: Option<SmolStr>,
 }
 
 impl Called {
@@ -139,7 +145,7 @@ fn acceptable(id: &HeaderValue) -> bool {
 #[derive(Clone)]
 pub(in crate::http) struct EdgeLayer {
     outermost: Arc<Outermost>,
-    route: Option<Arc<str>>,
+    route: Option<SmolStr>,
 }
 
 impl EdgeLayer {
@@ -149,7 +155,7 @@ impl EdgeLayer {
     }
 
     /// The same for a route with this template.
-    pub(in crate::http) fn of(&self, route: Arc<str>) -> Self {
+    pub(in crate::http) fn of(&self, route: SmolStr) -> Self {
         Self { outermost: Arc::clone(&self.outermost), route: Some(route) }
     }
 
@@ -281,17 +287,36 @@ fn log(problem: &Problem, called: &Called, request_id: &str) {
 mod tests {
     use super::*;
 
+    fn ids(given: &[u64]) -> RequestIds {
+        let given = given.iter().map(|given| Apart::from(AtomicU64::new(*given))).collect();
+        RequestIds { given, ..RequestIds::new() }
+    }
+
     #[test]
     fn ids_are_the_process_and_a_number_in_hexadecimal_digits() {
-        let ids = RequestIds { process: *b"00f1e2d3c4b5a697", next: AtomicU64::new(15) };
-        assert_eq!(ids.next(), "00f1e2d3c4b5a697-f");
-        assert_eq!(ids.next(), "00f1e2d3c4b5a697-10");
+        let ids_of_one = RequestIds { process: *b"00f1e2d3c4b5a697", ..ids(&[15]) };
+        assert_eq!(ids_of_one.next(), "00f1e2d3c4b5a697-f");
+        assert_eq!(ids_of_one.next(), "00f1e2d3c4b5a697-10");
         for number in [0, 1, 0xabc, u64::MAX] {
-            let ids = RequestIds { next: AtomicU64::new(number), ..RequestIds::new() };
+            let ids = ids(&[number]);
             let process = String::from_utf8(ids.process.to_vec()).unwrap();
-            assert!(acceptable(&ids.next()));
-            ids.next.store(number, Ordering::Relaxed);
-            assert_eq!(ids.next(), format!("{process}-{number:x}").as_str());
+            let id = ids.next();
+            assert!(acceptable(&id));
+            assert_eq!(id, format!("{process}-{number:x}").as_str());
         }
+    }
+
+    #[test]
+    fn no_two_requests_have_the_same_id_whichever_threads_they_are_on() {
+        let ids = RequestIds::new();
+        let given = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..=2 * places())
+                .map(|_| scope.spawn(|| (0..1_000).map(|_| ids.next()).collect::<Vec<_>>()))
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        let different: std::collections::HashSet<_> = given.iter().collect();
+        // More threads than places: some share one.
+        assert_eq!(different.len(), (2 * places() + 1) * 1_000);
     }
 }

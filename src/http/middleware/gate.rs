@@ -13,6 +13,7 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use pin_project_lite::pin_project;
+use smol_str::SmolStr;
 use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 use tower::{Layer, Service};
@@ -26,13 +27,12 @@ use crate::audit::Stranger;
 use crate::http::bulk::is_streamed;
 use crate::http::problem::{Code, Problem};
 use crate::operations::Operations;
+use crate::spread::{Near, Spread};
 
 /// The limits of one route, and who watches over them.
-// Apart from its count of references, which every request changes.
-#[repr(align(128))]
 pub(in crate::http) struct Gate {
     /// The route's template.
-    pub(in crate::http) route: Arc<str>,
+    pub(in crate::http) route: SmolStr,
     /// Not for health: it is answered however many requests are in flight. A busy service is not a dead one.
     pub(in crate::http) admission: Option<Arc<Admission>>,
     /// Whether the places are shared by principals; where not, by tenants, once a call's is known.
@@ -63,27 +63,27 @@ pub(in crate::http) struct Passed {
 
 /// Puts a gate in front of a service.
 #[derive(Clone)]
-pub(in crate::http) struct GateLayer(pub(in crate::http) Arc<Gate>);
+pub(in crate::http) struct GateLayer(Arc<Spread<Gate>>);
 
 impl GateLayer {
+    pub(in crate::http) fn new(gate: Gate) -> Self {
+        Self(Arc::new(Spread::new(gate)))
+    }
+
     /// The answer to a request that passes the gate before `next` gets it, and what the gate has found out about it.
     pub(in crate::http) fn before<N, F>(&self, request: Request, arrival: Arrival, next: N) -> GatedFuture
     where
         N: FnOnce(Request, Arc<Passed>) -> F + Send + 'static,
         F: Future<Output: IntoResponse> + Send + 'static,
     {
-        let gate = &self.0;
-        let place = match gate.admission.as_ref().map(Admission::enter).transpose() {
+        let gate = self.0.near();
+        let place = match gate.admission.as_deref().map(Admission::enter).transpose() {
             Ok(place) => place,
             Err(problem) => return Box::pin(ready(Ok(problem.into_response()))),
         };
         let unhurried = gate.streams && is_streamed(request.headers());
         let time_max = (!unhurried).then_some(gate.time_max);
-        Box::pin(InTime {
-            answer: Arc::clone(gate).let_in(place, request, arrival, next),
-            time_max,
-            timer: None,
-        })
+        Box::pin(InTime { time_max, answer: gate.let_in(place, request, arrival, next), timer: None })
     }
 }
 
@@ -134,7 +134,7 @@ impl Gate {
         reason = "the future of an `async fn` holds what it is given twice, and the request is large"
     )]
     fn let_in<N, F>(
-        self: Arc<Self>,
+        self: Near<Self>,
         place: Option<Place>,
         request: Request,
         arrival: Arrival,
@@ -187,7 +187,7 @@ impl Gate {
     }
 
     fn called(&self, request: &Request) -> Called {
-        Called { method: request.method().clone(), route: Some(Arc::clone(&self.route)) }
+        Called { method: request.method().clone(), route: Some(self.route.clone()) }
     }
 
     fn turn_away(&self, request: &Request, arrival: &Arrival, problem: Problem) -> Response {

@@ -332,6 +332,7 @@ mod tests {
     use super::*;
     use crate::access::Attributes;
     use crate::access::rules::{Grant, Role};
+    use crate::spread::Spread;
 
     fn principal(tenants: &[&str], verbs: &[Verb]) -> Near<Principal> {
         let grant = Grant {
@@ -339,7 +340,7 @@ mod tests {
             role: Role::unlimited("test", verbs.to_vec()),
         };
         let id = "api-key:test".parse().unwrap();
-        Near::new(Principal::new(id, vec![grant], vec![], vec![], Attributes::api_key()).into())
+        Spread::new(Principal::new(id, vec![grant], vec![], vec![], Attributes::api_key())).near()
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
-use crate::spread::Near;
+use crate::spread::{Near, Spread};
 use crate::store::watch::ChangeWatch;
 use crate::store::{GrantStore, Registry, Store, StoreError};
 use crate::tenant::{PrincipalId, TenantId, Verb};
@@ -88,8 +88,8 @@ impl Principal {
         let id = "cli:local-operator".parse().expect("a valid principal");
         let role = Role::unlimited("the command line", vec![Verb::Admin, Verb::Operate]);
         let attributes = Attributes { method: "cli", ..Attributes::default() };
-        let operator = Self::new(id, vec![Grant { tenants: vec![], role }], vec![], vec![], attributes);
-        Near::new(operator.into())
+        let grants = vec![Grant { tenants: vec![], role }];
+        Spread::new(Self::new(id, grants, vec![], vec![], attributes)).near()
     }
 
     fn may(&self, verb: Verb) -> bool {

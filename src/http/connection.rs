@@ -188,7 +188,7 @@ impl<T> IdleClosed<T> {
 
     fn moved(&self, bytes: usize) {
         if bytes > UPKEEP_BYTES_MAX {
-            self.seen.uses.fetch_add(1, Ordering::Relaxed);
+            self.seen.used();
         }
     }
 

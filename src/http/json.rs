@@ -6,14 +6,15 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::problem::{Code, Problem};
-use crate::operations::{OperationError, Plaintext};
 use envelope::EncryptionContext;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
+use super::problem::{Code, Problem};
+use crate::operations::{OperationError, Plaintext};
+
 /// Standard base64 (RFC 4648, section 4) with padding; the canonical form only.
-pub(super) use base64_turbo::STANDARD as BASE64;
+pub(super) const BASE64: base64_turbo::Engine = base64_turbo::STANDARD;
 
 /// Parses a body, which is an object.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {

@@ -279,9 +279,8 @@ fn message_context<V: PermitVerb>(
         return Err(OperationError::ReservedContext(quoted(name)));
     }
     // A name without a value in this call is not the caller's either: he would speak for the credential.
-    if let Some(name) =
-        service.names.iter().flat_map(|names| names.iter()).find(|name| caller.get(name).is_some())
-    {
+    let names = service.names.as_deref().unwrap_or_default();
+    if let Some(name) = names.iter().find(|name| caller.get(name).is_some()) {
         return Err(OperationError::ServiceContext(quoted(name)));
     }
     let mut context = caller;

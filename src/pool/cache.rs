@@ -4,11 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use envelope::{DataKeyId, WrappedKeys};
+use envelope::DataKeyId;
 use moka::policy::EvictionPolicy;
 
 use super::live::{LiveDek, SharedDek};
-use crate::spread::Near;
 use crate::tenant::{KekId, TenantId};
 
 /// A tenant is part of the key: another tenant's data key cannot be found, whatever id is asked for.
@@ -83,19 +82,14 @@ impl Cache {
         Self { live, per_tenant_max, members }
     }
 
-    /// A tenant's data key, if it is in memory.
-    pub(super) fn find(&self, tenant: &TenantId, id: DataKeyId) -> Option<SharedDek> {
-        self.members.index.pin().get(&(tenant.clone(), id)).cloned()
-    }
-
-    /// The same for one request.
-    pub(super) fn near(&self, tenant: &TenantId, id: DataKeyId) -> Option<Near<LiveDek>> {
-        self.members.index.pin().get(&(tenant.clone(), id)).map(|live| live.near())
-    }
-
-    /// Its wrapped forms, as far as they are known.
-    pub(super) fn section(&self, tenant: &TenantId, id: DataKeyId) -> Option<WrappedKeys> {
-        self.members.index.pin().get(&(tenant.clone(), id)).map(|live| live.section())
+    /// What is wanted of a tenant's data key, if it is in memory.
+    pub(super) fn find<R>(
+        &self,
+        tenant: &TenantId,
+        id: DataKeyId,
+        wanted: impl FnOnce(&SharedDek) -> R,
+    ) -> Option<R> {
+        self.members.index.pin().get(&(tenant.clone(), id)).map(wanted)
     }
 
     /// This data key is in use: others have to go before it.

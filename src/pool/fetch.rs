@@ -271,7 +271,7 @@ impl Fetch {
             }
             _ => self.make(tenant, key, scope, Some(predecessor), seen_mark).await?,
         };
-        if let Some(former) = self.cache.find(&scope.tenant, predecessor) {
+        if let Some(former) = self.cache.find(&scope.tenant, predecessor, Arc::clone) {
             let facts = Facts { state: DekState::Retired, ..Facts::clone(&former.facts()) };
             former.learn(facts);
         }
@@ -402,7 +402,7 @@ impl Fetch {
             DekState::Next | DekState::Active | DekState::Retired => None,
         };
         if let Some(refused) = refused {
-            if let Some(live) = self.cache.find(&tenant.id, stored.dek.id) {
+            if let Some(live) = self.cache.find(&tenant.id, stored.dek.id, Arc::clone) {
                 self.cache.drop_one(&live);
             }
             return Err(refused);
@@ -422,7 +422,8 @@ impl Fetch {
     fn remembered(&self, stored: &StoredDek) -> Option<SharedDek> {
         let StoredDek { dek, .. } = stored;
         // What an envelope has brought is not what the registry holds: the KMS is asked about that.
-        let cached = self.cache.find(&dek.scope.tenant, dek.id).filter(|live| live.facts().registered);
+        let cached =
+            self.cache.find(&dek.scope.tenant, dek.id, Arc::clone).filter(|live| live.facts().registered);
         cached.or_else(|| self.active.pin().get(&dek.scope).filter(|live| live.id == dek.id).cloned())
     }
 
@@ -489,7 +490,7 @@ impl Fetch {
             unasked_since,
         };
         // The same was brought before: the KMS's word for it still counts.
-        let before = self.cache.find(&tenant.id, id).filter(|live| {
+        let before = self.cache.find(&tenant.id, id, Arc::clone).filter(|live| {
             let known = live.facts();
             !known.registered && **known.section == *section && live.scope == scope
         });

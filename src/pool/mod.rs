@@ -350,7 +350,7 @@ impl DekPool {
     /// The head of a tenant's envelope. That it is not read where it is the one of a data key in memory makes no
     /// difference but in time.
     pub fn inspect(&self, tenant: &TenantId, envelope: &[u8]) -> Result<Head, FormatError> {
-        inspect_known(envelope, |id| self.fetch.cache.section(tenant, id))
+        inspect_known(envelope, |id| self.fetch.cache.find(tenant, id, |live| live.section()))
     }
 
     /// The data key of an envelope with this head, for this tenant and a call with these key-bound pairs.
@@ -419,7 +419,7 @@ impl DekPool {
     ) -> Option<Result<(Near<LiveDek>, Opening), PoolError>> {
         let fetch = &self.fetch;
         let now = fetch.clock.monotonic();
-        let live = fetch.cache.near(tenant, id)?;
+        let live = fetch.cache.find(tenant, id, |live| live.near())?;
         if !fetch.watch.is_current(now) {
             return None;
         }

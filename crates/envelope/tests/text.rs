@@ -1,7 +1,7 @@
 //! The text form: exactly one for each envelope.
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use envelope::{FormatError, text};
 use proptest::prelude::*;
 
@@ -76,6 +76,9 @@ proptest! {
         }
         let taken = text::decode([b"kf1.", encoded.as_slice()].concat());
         prop_assert_eq!(taken.ok(), URL_SAFE_NO_PAD.decode(&encoded).ok());
+        // The service's other texts.
+        prop_assert_eq!(base64_turbo::STANDARD.encode(&envelope), STANDARD.encode(&envelope));
+        prop_assert_eq!(base64_turbo::STANDARD.decode(&encoded).ok(), STANDARD.decode(&encoded).ok());
     }
 
     #[test]

@@ -14,9 +14,9 @@ use crate::http::problem::{Code, Problem};
 use crate::spread::{Apart, Near, Spread};
 
 /// Counts the requests in flight.
-pub(in crate::http) struct Admission(Spread<Places>);
+pub(in crate::http) struct Admission(Spread<Counters>);
 
-struct Places {
+struct Counters {
     in_flight: Arc<Apart<AtomicUsize>>,
     in_flight_max: usize,
     /// With more than these in flight, shares are enforced.
@@ -31,7 +31,7 @@ impl Admission {
     pub(in crate::http) fn new(in_flight_max: usize, fair_from_percent: usize, full: &'static str) -> Self {
         let fair_from = in_flight_max.saturating_mul(fair_from_percent) / 100;
         let (in_flight, shares) = (Arc::default(), Shares::new());
-        Self(Spread::new(Places { in_flight, in_flight_max, fair_from, shares, full }))
+        Self(Spread::new(Counters { in_flight, in_flight_max, fair_from, shares, full }))
     }
 
     /// How many are in flight.
@@ -41,17 +41,17 @@ impl Admission {
 
     /// A place for one request, where there is one.
     pub(in crate::http) fn enter(&self) -> Result<Place, Problem> {
-        let places = self.0.near();
-        let before = places.in_flight.fetch_add(1, Ordering::AcqRel);
-        let (room, full) = (before < places.in_flight_max, places.full);
-        let place = Place { places, holder: AtomicU64::new(NOBODY) };
+        let counters = self.0.near();
+        let before = counters.in_flight.fetch_add(1, Ordering::AcqRel);
+        let (room, full) = (before < counters.in_flight_max, counters.full);
+        let place = Place { counters, holder: AtomicU64::new(NOBODY) };
         if room { Ok(place) } else { Err(Problem::new(Code::Overloaded, full)) }
     }
 }
 
 /// Is free again when the request ends, however it ends.
 pub(in crate::http) struct Place {
-    places: Near<Places>,
+    counters: Near<Counters>,
     /// Whose it is: the holder's hash, which says in which slots he is counted; or nobody's yet.
     holder: AtomicU64,
 }
@@ -59,7 +59,7 @@ pub(in crate::http) struct Place {
 impl Place {
     /// The place is this tenant's or principal's, unless the service is filling up and he holds his share already.
     pub(in crate::http) fn belongs_to(&self, holder: &impl Hash) -> Result<(), Problem> {
-        let Places { in_flight, fair_from, in_flight_max, shares, .. } = &**self.places;
+        let Counters { in_flight, fair_from, in_flight_max, shares, .. } = &**self.counters;
         let hash = shares.hash(holder);
         if self.holder.compare_exchange(NOBODY, hash, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return Ok(());
@@ -84,9 +84,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         let holder = *self.holder.get_mut();
         if holder != NOBODY {
-            self.places.shares.give_back(slots(holder));
+            self.counters.shares.give_back(slots(holder));
         }
-        self.places.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.counters.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -4,32 +4,41 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arrayvec::ArrayString;
 use envelope::{ContextError, EncryptionContext};
 
 use super::Principal;
 use crate::audit::Who;
 
+/// The longest request id.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// What names a request in log and audit. Lies where it is used: every call has one.
+pub type RequestId = ArrayString<REQUEST_ID_BYTES_MAX>;
+
 /// The circumstances of one call, as the edge has established them.
 #[derive(Debug, Default)]
 pub struct Circumstances {
     /// Names the call in log and audit.
-    pub request_id: Box<str>,
+    pub request_id: RequestId,
     /// Where it came from.
     pub source: Option<IpAddr>,
     /// What the configuration adds to its encryption context.
     pub context: ServiceContext,
-    recorded: Arc<AtomicBool>,
+    recorded: AtomicBool,
+    /// Of which call these are other pairs.
+    call: Option<Arc<Self>>,
 }
 
 impl Circumstances {
     /// Of a call with this id, from there, with these pairs.
-    pub fn new(request_id: &str, source: Option<IpAddr>, context: ServiceContext) -> Self {
-        Self { request_id: request_id.into(), source, context, recorded: Arc::default() }
+    pub fn new(request_id: RequestId, source: Option<IpAddr>, context: ServiceContext) -> Self {
+        Self { request_id, source, context, ..Self::default() }
     }
 
     /// The same call with other pairs.
-    pub fn with_context(&self, context: ServiceContext) -> Self {
-        Self { recorded: Arc::clone(&self.recorded), ..Self::new(&self.request_id, self.source, context) }
+    pub fn with_context(self: &Arc<Self>, context: ServiceContext) -> Self {
+        Self { call: Some(Arc::clone(self)), ..Self::new(self.request_id, self.source, context) }
     }
 
     /// Who calls, for the record of a call that was refused before its tenant was known.
@@ -46,12 +55,12 @@ impl Circumstances {
 
     /// An operation has taken the call over, and will record it.
     pub fn take_over(&self) {
-        self.recorded.store(true, Ordering::Relaxed);
+        self.call.as_deref().unwrap_or(self).recorded.store(true, Ordering::Relaxed);
     }
 
     /// Whether an operation has taken the call over.
     pub fn is_taken_over(&self) -> bool {
-        self.recorded.load(Ordering::Relaxed)
+        self.call.as_deref().unwrap_or(self).recorded.load(Ordering::Relaxed)
     }
 }
 
@@ -77,5 +86,19 @@ impl ServiceContext {
     /// All pairs that are bound to the message.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.message.iter().chain(self.bound.iter())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_with_other_pairs_is_the_same_call() {
+        let call = Arc::new(Circumstances::default());
+        let other = Arc::new(call.with_context(ServiceContext::default()));
+        assert!(!call.is_taken_over() && !other.is_taken_over());
+        other.take_over();
+        assert!(call.is_taken_over() && other.is_taken_over());
     }
 }

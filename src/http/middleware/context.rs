@@ -212,7 +212,7 @@ impl ContextRules {
     /// The same call when its tenant is known; none where that adds nothing.
     pub(in crate::http) fn for_tenant(
         &self,
-        circumstances: &Circumstances,
+        circumstances: &Arc<Circumstances>,
         tenant: &TenantId,
     ) -> Result<Option<Circumstances>, Problem> {
         let mut context = None;
@@ -296,7 +296,7 @@ pub(super) fn circumstances(
     headers: &HeaderMap,
     arrival: &Arrival,
 ) -> (Arc<Circumstances>, Result<(), Problem>) {
-    let (id, source) = (arrival.id(), arrival.source);
+    let (id, source) = (arrival.id, arrival.source);
     match rules.resolve(principal, headers) {
         Ok(context) => (Arc::new(Circumstances::new(id, source, context)), Ok(())),
         Err(problem) => (Arc::new(Circumstances::new(id, source, ServiceContext::default())), Err(problem)),

@@ -20,13 +20,12 @@ use pin_project_lite::pin_project;
 use smol_str::SmolStr;
 use tower::{Layer, Service};
 
+use crate::access::RequestId;
 use crate::http::problem::{Code, Problem};
 use crate::http::source::{Proxies, Source};
 use crate::spread::{Apart, here, places};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The longest request id that is taken over from a client.
-const REQUEST_ID_BYTES_MAX: usize = 64;
 
 /// What the layer needs.
 pub(in crate::http) struct Outermost {
@@ -60,7 +59,7 @@ impl RequestIds {
     }
 
     /// Written digit by digit: every request has one.
-    fn next(&self) -> HeaderValue {
+    fn next(&self) -> RequestId {
         let places = self.given.len();
         let at = here() % places;
         let before = self.given[at].fetch_add(1, Ordering::Relaxed);
@@ -70,7 +69,7 @@ impl RequestIds {
         id[..PROCESS_DIGITS].copy_from_slice(&self.process);
         let end = PROCESS_DIGITS + 1 + digits;
         write_hex(number, &mut id[PROCESS_DIGITS + 1..end]);
-        HeaderValue::from_bytes(&id[..end]).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+        written(&id[..end]).unwrap_or_default()
     }
 }
 
@@ -84,8 +83,8 @@ fn write_hex(mut number: u64, digits: &mut [u8]) {
 
 /// What is known of a request from outside, for whoever records it.
 pub(in crate::http) struct Arrival {
-    /// None where nobody reads ids.
-    id: Option<HeaderValue>,
+    /// Empty where nobody reads ids.
+    pub(in crate::http) id: RequestId,
     /// None on a unix socket.
     pub(in crate::http) source: Option<IpAddr>,
 }
@@ -93,23 +92,18 @@ pub(in crate::http) struct Arrival {
 impl Arrival {
     /// As the outermost layer has put it into a request.
     pub(in crate::http) fn of(request: &Request) -> Self {
-        let id = request.headers().get(REQUEST_ID).cloned();
-        Self { id, source: Source::of(request.extensions()) }
+        let id = request.headers().get(REQUEST_ID).and_then(|id| written(id.as_bytes()));
+        Self { id: id.unwrap_or_default(), source: Source::of(request.extensions()) }
     }
 
     /// Puts it into the request: this one counts, and no other.
     fn put_into(self, request: &mut Request) {
-        if let Some(id) = self.id {
-            request.headers_mut().insert(REQUEST_ID, id);
+        if !self.id.is_empty() {
+            request.headers_mut().insert(REQUEST_ID, header(&self.id));
         }
         if let Some(source) = self.source {
             request.extensions_mut().insert(Source(source));
         }
-    }
-
-    /// Empty where nobody reads ids.
-    pub(in crate::http) fn id(&self) -> &str {
-        self.id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default()
     }
 }
 
@@ -135,10 +129,18 @@ impl fmt::Display for Called {
 }
 
 /// A client's own id is taken over where it is short and harmless in a log.
-fn acceptable(id: &HeaderValue) -> bool {
-    let bytes = id.as_bytes();
-    (1..=REQUEST_ID_BYTES_MAX).contains(&bytes.len())
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:+/=".contains(byte))
+fn acceptable(id: &HeaderValue) -> Option<RequestId> {
+    let harmless = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:+/=".contains(byte);
+    written(id.as_bytes()).filter(|id| !id.is_empty() && id.as_bytes().iter().all(harmless))
+}
+
+/// An id of these characters, where there is room for them.
+fn written(bytes: &[u8]) -> Option<RequestId> {
+    RequestId::from(std::str::from_utf8(bytes).ok()?).ok()
+}
+
+fn header(id: &RequestId) -> HeaderValue {
+    HeaderValue::from_str(id).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
 /// Puts [`Edge`] around a service.
@@ -167,15 +169,15 @@ impl EdgeLayer {
         inner: impl FnOnce(Request, Arrival) -> F,
     ) -> EdgeFuture<F> {
         let Outermost { ids, proxies, ids_are_read } = &*self.outermost;
-        let theirs = request.headers().get(REQUEST_ID).filter(|id| acceptable(id)).cloned();
+        let theirs = request.headers().get(REQUEST_ID).and_then(acceptable);
         let id = theirs.unwrap_or_else(|| ids.next());
         let arrival = Arrival {
-            id: ids_are_read.then(|| id.clone()),
+            id: if *ids_are_read { id } else { RequestId::default() },
             source: peer.map(|peer| proxies.source(request.headers(), peer)),
         };
         let called = Called { method: request.method().clone(), route: self.route.clone() };
         let inner = catch_unwind(AssertUnwindSafe(|| inner(request, arrival))).ok();
-        EdgeFuture { inner, id: Some(id), called }
+        EdgeFuture { inner, id, called }
     }
 }
 
@@ -220,7 +222,7 @@ pin_project! {
         // None where its making has panicked.
         #[pin]
         inner: Option<F>,
-        id: Option<HeaderValue>,
+        id: RequestId,
         called: Called,
     }
 }
@@ -246,16 +248,14 @@ where
             // What the panic said may hold anything: the panic hook has logged where it was.
             None => Problem::internal(Code::InternalError, "a handler panicked").into_response(),
         };
-        let id = this.id.take().unwrap_or_else(|| HeaderValue::from_static("unknown"));
-        Poll::Ready(Ok(presentable(response, id, this.called)))
+        Poll::Ready(Ok(presentable(response, this.id, this.called)))
     }
 }
 
-fn presentable(mut response: Response, id: HeaderValue, called: &Called) -> Response {
+fn presentable(mut response: Response, id: &RequestId, called: &Called) -> Response {
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        let text = id.to_str().unwrap_or_default();
-        log(&problem, called, text);
-        let mut rendered = problem.render(text);
+        log(&problem, called, id);
+        let mut rendered = problem.render(id);
         // What inner layers have put there stays: `Allow` beside a 405.
         for (name, value) in response.headers() {
             if !rendered.headers().contains_key(name) && name != http::header::CONTENT_LENGTH {
@@ -265,7 +265,7 @@ fn presentable(mut response: Response, id: HeaderValue, called: &Called) -> Resp
         response = rendered;
     }
     let headers = response.headers_mut();
-    headers.insert(REQUEST_ID, id);
+    headers.insert(REQUEST_ID, header(id));
     headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
@@ -295,15 +295,35 @@ mod tests {
     #[test]
     fn ids_are_the_process_and_a_number_in_hexadecimal_digits() {
         let ids_of_one = RequestIds { process: *b"00f1e2d3c4b5a697", ..ids(&[15]) };
-        assert_eq!(ids_of_one.next(), "00f1e2d3c4b5a697-f");
-        assert_eq!(ids_of_one.next(), "00f1e2d3c4b5a697-10");
+        assert_eq!(&*ids_of_one.next(), "00f1e2d3c4b5a697-f");
+        assert_eq!(&*ids_of_one.next(), "00f1e2d3c4b5a697-10");
         for number in [0, 1, 0xabc, u64::MAX] {
             let ids = ids(&[number]);
             let process = String::from_utf8(ids.process.to_vec()).unwrap();
             let id = ids.next();
-            assert!(acceptable(&id));
-            assert_eq!(id, format!("{process}-{number:x}").as_str());
+            assert_eq!(acceptable(&header(&id)), Some(id));
+            assert_eq!(*id, format!("{process}-{number:x}"));
         }
+    }
+
+    #[test]
+    fn an_id_from_outside_is_taken_over_where_it_is_short_and_harmless() {
+        let longest = "x".repeat(64);
+        for (id, taken_over) in [
+            ("", false),
+            ("a", true),
+            ("Az09-_.:+/=", true),
+            (&longest, true),
+            (&format!("{longest}x"), false),
+            ("a b", false),
+            ("\"", false),
+            ("\\", false),
+        ] {
+            let accepted = acceptable(&HeaderValue::from_str(id).unwrap());
+            assert_eq!(accepted.as_deref(), taken_over.then_some(id));
+        }
+        assert_eq!(acceptable(&HeaderValue::from_bytes("é".as_bytes()).unwrap()), None);
+        assert_eq!(acceptable(&HeaderValue::from_bytes(b"\xff").unwrap()), None);
     }
 
     #[test]

@@ -194,7 +194,7 @@ impl Gate {
         if let Some(recorder) = &self.recorder {
             let route = self.called(request).to_string();
             let reason = problem.internal.as_deref().unwrap_or(&problem.detail);
-            let stranger = Stranger { request_id: arrival.id(), source: arrival.source, reason };
+            let stranger = Stranger { request_id: &arrival.id, source: arrival.source, reason };
             recorder.record_stranger(&route, stranger, problem.code.name());
         }
         problem.into_response()

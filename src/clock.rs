@@ -4,6 +4,7 @@
 //! what is stored and shown; monotonic time ([`Clock::monotonic`]) is for ages in memory, so that a clock set
 //! back cannot keep a plaintext data key alive.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,6 +52,13 @@ impl Timestamp {
 
 /// The longest that [`Timestamp::spell`] writes.
 const RFC3339_BYTES_MAX: usize = "0000-00-00T00:00:00.000Z".len();
+/// As far as the second.
+const SECOND_BYTES: usize = "0000-00-00T00:00:00".len();
+
+thread_local! {
+    /// The last second that was spelled, and how: most records of the audit are of the same as the one before.
+    static SPELLED: Cell<(i64, [u8; SECOND_BYTES])> = const { Cell::new((i64::MAX, [0; SECOND_BYTES])) };
+}
 
 impl Timestamp {
     /// Appends what `Display` prints, without going through a formatter: every record of the audit has one.
@@ -63,16 +71,15 @@ impl Timestamp {
 
     /// RFC 3339 in UTC, to the millisecond; none for years that it has no digits for.
     fn spell(self, text: &mut [u8; RFC3339_BYTES_MAX]) -> Option<&str> {
-        let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000).ok()?;
-        let year = u16::try_from(at.year()).ok()?;
+        let (second, ms) = (self.0.div_euclid(1_000), self.0.rem_euclid(1_000));
+        let spelled = match SPELLED.get() {
+            (last, spelled) if last == second => spelled,
+            _ => spell_second(second)?,
+        };
+        SPELLED.set((second, spelled));
         *text = *b"0000-00-00T00:00:00.000Z";
-        write_digits(year, &mut text[..4]);
-        for (from, two) in
-            [(5, at.month().into()), (8, at.day()), (11, at.hour()), (14, at.minute()), (17, at.second())]
-        {
-            write_digits(u16::from(two), &mut text[from..from + 2]);
-        }
-        write_digits(at.millisecond(), &mut text[20..23]);
+        text[..SECOND_BYTES].copy_from_slice(&spelled);
+        write_digits(u16::try_from(ms).ok()?, &mut text[20..23]);
         // A fraction's last zeros say nothing.
         let mut end = 23;
         while text[end - 1] == b'0' && end > 20 {
@@ -92,6 +99,18 @@ impl fmt::Display for Timestamp {
             None => write!(f, "{} ms after 1970", self.0),
         }
     }
+}
+
+fn spell_second(second: i64) -> Option<[u8; SECOND_BYTES]> {
+    let at = time::OffsetDateTime::from_unix_timestamp(second).ok()?;
+    let mut text = *b"0000-00-00T00:00:00";
+    write_digits(u16::try_from(at.year()).ok()?, &mut text[..4]);
+    for (from, two) in
+        [(5, at.month().into()), (8, at.day()), (11, at.hour()), (14, at.minute()), (17, at.second())]
+    {
+        write_digits(u16::from(two), &mut text[from..from + 2]);
+    }
+    Some(text)
 }
 
 fn write_digits(mut number: u16, digits: &mut [u8]) {
@@ -208,13 +227,16 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn a_timestamp_reads_as_the_time_crate_writes_it(ms in -62_135_596_800_000_i64..253_402_300_800_000) {
-            let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap();
-            let written = at.format(&time::format_description::well_known::Rfc3339).unwrap();
-            let mut line = Vec::new();
-            Timestamp::from_unix_ms(ms).write_to(&mut line);
-            proptest::prop_assert_eq!(&line, written.as_bytes());
-            proptest::prop_assert_eq!(Timestamp::from_unix_ms(ms).to_string(), written);
+        fn a_timestamp_reads_as_the_time_crate_writes_it(ms in -62_135_596_800_000_i64..253_402_300_799_000) {
+            // Others of the same second too, and of the next.
+            for ms in [ms, ms.div_euclid(1_000) * 1_000, ms.div_euclid(1_000) * 1_000 + 1_000 - 1, ms + 1_000] {
+                let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).unwrap();
+                let written = at.format(&time::format_description::well_known::Rfc3339).unwrap();
+                let mut line = Vec::new();
+                Timestamp::from_unix_ms(ms).write_to(&mut line);
+                proptest::prop_assert_eq!(&line, written.as_bytes());
+                proptest::prop_assert_eq!(Timestamp::from_unix_ms(ms).to_string(), written);
+            }
         }
     }
 

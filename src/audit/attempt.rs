@@ -221,8 +221,7 @@ impl Attempt<'_> {
             more: 0,
             micros,
         };
-        let body = record.body(&trail.keys);
-        trail.held(held).for_each(|sink| sink.send(&body));
+        trail.record(held, &record);
         // They stand in the beginning of a change, and are not repeated at its end.
         self.asked = Asked::NOTHING;
         self.details = Details::new(true);

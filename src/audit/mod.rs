@@ -13,6 +13,7 @@ mod attempt;
 mod chain;
 mod otlp;
 mod output;
+mod queue;
 mod reading;
 mod record;
 mod room;
@@ -108,6 +109,17 @@ struct Trail {
 }
 
 impl Trail {
+    /// Sends a record to the sinks that hold a place for it.
+    fn record(&self, held: u8, record: &Record<'_>) {
+        if held.is_power_of_two() {
+            // Where it will lie.
+            return self.held(held).for_each(|sink| sink.send(|line| record.write(&self.keys, line)));
+        }
+        let mut body = vec![];
+        record.write(&self.keys, &mut body);
+        self.held(held).for_each(|sink| sink.send(|line| line.extend_from_slice(&body)));
+    }
+
     fn held(&self, held: u8) -> impl Iterator<Item = &Sink> {
         self.sinks.iter().enumerate().filter(move |(at, _)| held & (1 << at) != 0).map(|(_, sink)| sink)
     }
@@ -221,8 +233,7 @@ impl Audit {
             more: self.strangers.take_unrecorded(),
             ..Record::default()
         };
-        let body = record.body(&trail.keys);
-        trail.held(held).for_each(|sink| sink.send(&body));
+        trail.record(held, &record);
     }
 
     /// Waits until everything that was recorded is durable. False where a sink cannot write.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use arrayvec::ArrayVec;
 use envelope::{DataKeyId, EncryptionContext};
 use serde_json::{Value, json};
 
@@ -29,6 +30,7 @@ pub(super) struct Record<'a> {
     pub(super) code: &'static str,
     /// What went wrong, for operators.
     pub(super) reason: &'a str,
+    /// Of characters that need no escape: others are not taken over from clients.
     pub(super) request_id: &'a str,
     pub(super) source: Option<IpAddr>,
     /// None where nobody is known.
@@ -107,14 +109,10 @@ impl Details {
     }
 }
 
-/// What most records have room in.
-const RECORD_BYTES: usize = 768;
-
 impl Record<'_> {
-    /// What follows the number in the record's line, up to the code with which the chain closes it.
-    pub(super) fn body(&self, keys: &Keys) -> Vec<u8> {
-        let mut body = Vec::with_capacity(RECORD_BYTES);
-        let mut object = Object::begin(&mut body, self.event, self.time);
+    /// Appends what follows the number in the record's line, up to the code with which the chain closes it.
+    pub(super) fn write(&self, keys: &Keys, line: &mut Vec<u8>) {
+        let mut object = Object::begin(line, self.event, self.time);
         object.word(member!("what"), self.what);
         object.word(member!("outcome"), self.outcome);
         object.some_word(member!("code"), self.code);
@@ -124,7 +122,7 @@ impl Record<'_> {
         if let Some(source) = self.source {
             object.quoted(member!("source"), |line| write_address(line, source));
         }
-        object.some_text(member!("request_id"), self.request_id);
+        object.some_word(member!("request_id"), self.request_id);
         let tenant = self.tenant.map_or("", TenantId::as_str);
         object.some_word(member!("tenant"), tenant);
         if let Some(id) = self.change_id {
@@ -146,7 +144,6 @@ impl Record<'_> {
             object.number(member!("more"), self.more);
         }
         object.number(member!("micros"), self.micros);
-        body
     }
 }
 
@@ -220,7 +217,6 @@ impl Object<'_> {
         for (name, value) in pairs {
             self.0.push(before);
             write_text(self.0, name);
-            self.0.push(b':');
             keys.write_shown(tenant, name, value, self.0);
             before = b',';
         }
@@ -228,14 +224,14 @@ impl Object<'_> {
     }
 }
 
-/// A member's name as it stands in a line, from the comma before it to the colon behind it.
+/// A member's name as it stands in a line, from the comma before it to the quote that begins a text behind it.
 #[derive(Clone, Copy)]
 pub(super) struct Member(pub(super) &'static str);
 
 /// A [`Member`], known when this is compiled: so it is written in one step.
 macro_rules! member {
     ($name:literal) => {
-        $crate::audit::record::Member(concat!(",\"", $name, "\":"))
+        $crate::audit::record::Member(concat!(",\"", $name, "\":\""))
     };
 }
 pub(super) use member;
@@ -261,30 +257,46 @@ fn write_address(line: &mut Vec<u8>, address: IpAddr) {
         line.extend_from_slice(address.to_string().as_bytes());
         return;
     };
-    for (at, octet) in address.octets().into_iter().enumerate() {
-        if at > 0 {
-            line.push(b'.');
+    let mut text = ArrayVec::<u8, IPV4_BYTES_MAX>::new();
+    for octet in address.octets() {
+        if octet >= 100 {
+            text.push(b'0' + octet / 100);
         }
-        write_number(line, octet.into());
+        if octet >= 10 {
+            text.push(b'0' + octet / 10 % 10);
+        }
+        text.push(b'0' + octet % 10);
+        text.push(b'.');
     }
+    text.pop();
+    line.extend_from_slice(&text);
 }
 
-/// In quotes. Most text has nothing to escape, and that is found out for many bytes at once.
+/// With a dot behind each number.
+const IPV4_BYTES_MAX: usize = "255.255.255.255.".len();
+
+/// In quotes.
 pub(super) fn write_text(line: &mut Vec<u8>, text: &str) {
-    let escaped = text.bytes().map(|byte| u8::from(byte < b' ' || byte == b'"' || byte == b'\\'));
-    if escaped.fold(0, |any, one| any | one) == 0 {
-        write_quoted(line, |line| line.extend_from_slice(text.as_bytes()));
+    if is_plain(text) {
+        line.push(b'"');
+        line.extend_from_slice(text.as_bytes());
+        line.push(b'"');
     } else {
-        let _ = serde_json::to_writer(line, text);
+        write_escaped(line, text);
     }
 }
 
-fn write_quoted(line: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-    line.push(b'"');
-    write(line);
-    line.push(b'"');
+/// Whether there is nothing to escape, as in most texts: that is found out for many bytes at once.
+fn is_plain(text: &str) -> bool {
+    let escaped = text.bytes().map(|byte| u8::from(byte < b' ' || byte == b'"' || byte == b'\\'));
+    escaped.fold(0, |any, one| any | one) == 0
 }
 
+fn write_escaped(line: &mut Vec<u8>, text: &str) {
+    let _ = serde_json::to_writer(line, text);
+}
+
+#[expect(clippy::inline_always, reason = "a name is copied without a call only where its length is known")]
 impl<'a> Object<'a> {
     /// The members that follow the number in every line.
     pub(super) fn begin(line: &'a mut Vec<u8>, event: &str, time: Timestamp) -> Self {
@@ -294,12 +306,18 @@ impl<'a> Object<'a> {
         object
     }
 
+    #[inline(always)]
     pub(super) fn text(&mut self, name: Member, text: &str) {
-        self.name(name);
-        write_text(self.0, text);
+        if is_plain(text) {
+            self.quoted(name, |line| line.extend_from_slice(text.as_bytes()));
+        } else {
+            self.name(name);
+            write_escaped(self.0, text);
+        }
     }
 
     /// Text in which JSON has nothing to escape: words of this service's own, and names that are slugs.
+    #[inline(always)]
     fn word(&mut self, name: Member, word: &str) {
         debug_assert!(
             word.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\')
@@ -307,6 +325,7 @@ impl<'a> Object<'a> {
         self.quoted(name, |line| line.extend_from_slice(word.as_bytes()));
     }
 
+    #[inline(always)]
     fn some_word(&mut self, name: Member, word: &str) {
         if !word.is_empty() {
             self.word(name, word);
@@ -314,17 +333,21 @@ impl<'a> Object<'a> {
     }
 
     /// The same, of what is written straight into the line: a formatter would take as long as all the rest.
+    #[inline(always)]
     fn quoted(&mut self, name: Member, write: impl FnOnce(&mut Vec<u8>)) {
-        self.name(name);
-        write_quoted(self.0, write);
+        self.0.extend_from_slice(name.0.as_bytes());
+        write(self.0);
+        self.0.push(b'"');
     }
 
+    #[inline(always)]
     pub(super) fn some_text(&mut self, name: Member, text: &str) {
         if !text.is_empty() {
             self.text(name, text);
         }
     }
 
+    #[inline(always)]
     pub(super) fn number(&mut self, name: Member, number: u64) {
         self.name(name);
         write_number(self.0, number);
@@ -348,7 +371,8 @@ impl<'a> Object<'a> {
         let _ = serde_json::to_writer(&mut *self.0, value);
     }
 
+    #[inline(always)]
     fn name(&mut self, name: Member) {
-        self.0.extend_from_slice(name.0.as_bytes());
+        self.0.extend_from_slice(&name.0.as_bytes()[..name.0.len() - 1]);
     }
 }

@@ -2,13 +2,10 @@
 //!
 //! A place in the queue is taken before the work begins, so that there is room for its record whatever happens. What
 //! cannot be written stays in the queue and is tried again; meanwhile a sink that refuses lets no new work begin.
-//!
-//! The queue is one buffer behind a lock that is held for as long as it takes to copy a record: nothing is allocated in
-//! one thread and freed in another, and a thread that gathers is not woken.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,9 +14,10 @@ use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::chain::{Keys, Link, write_event};
 use super::output::Output;
+use super::queue::{Patience, Queue, Taken};
 use super::record::{Member, member};
 use crate::clock::Clock;
-use crate::spread::Apart;
+use crate::spread::{self, Apart, here};
 
 /// How long the thread gathers before it writes: under load one wake-up serves many records.
 const GATHER: Duration = Duration::from_millis(5);
@@ -27,10 +25,13 @@ const GATHER: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_millis(250);
 /// How often what was written is made durable.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// How many places a thread takes at once where there are plenty: taking each by itself, threads would wait for each
+/// other.
+const AT_ONCE: u32 = 32;
+/// From how many places on: what threads have taken and not used is then a small part of them.
+const AT_ONCE_PLACES_MIN: usize = 4_096;
 /// From how many bytes of lines on they are written before more are chained.
 const WRITE_BYTES: usize = 1 << 20;
-/// How large an empty buffer is kept for the records to come.
-const KEPT_BYTES_MAX: usize = 1 << 20;
 
 /// What happens to work whose record has no room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -66,96 +67,11 @@ pub(super) struct Sink {
 /// What both sides know.
 struct Shared {
     slots: Apart<Semaphore>,
+    /// What each thread has taken of them for records to come.
+    in_stock: Box<[Apart<AtomicUsize>]>,
     failing: AtomicBool,
     dropped: AtomicU64,
-    queue: Apart<Mutex<Queue>>,
-    came: Condvar,
-}
-
-#[derive(Default)]
-struct Queue {
-    records: Records,
-    /// Who waits until all that came before is durable.
-    waiting: Vec<oneshot::Sender<bool>>,
-    closing: bool,
-    /// The thread has ended.
-    closed: bool,
-    /// The thread wants to be woken by a record.
-    idle: bool,
-}
-
-/// Records one after another, and how many of them were taken out.
-#[derive(Default)]
-struct Records {
-    bodies: Vec<u8>,
-    ends: Vec<usize>,
-    taken: usize,
-}
-
-impl Records {
-    fn push(&mut self, body: &[u8]) {
-        self.bodies.extend_from_slice(body);
-        self.ends.push(self.bodies.len());
-    }
-
-    fn left(&self) -> usize {
-        self.ends.len() - self.taken
-    }
-
-    /// Where the first begins that was not taken out.
-    fn begin(&self) -> usize {
-        self.taken.checked_sub(1).map_or(0, |before| self.ends[before])
-    }
-
-    fn take_one(&mut self) -> Option<&[u8]> {
-        let (begin, end) = (self.begin(), *self.ends.get(self.taken)?);
-        self.taken += 1;
-        Some(&self.bodies[begin..end])
-    }
-
-    /// Takes all of the others behind its own, and lets go what was taken out.
-    fn append(&mut self, others: &mut Self) {
-        if self.left() == 0 {
-            self.clear();
-            std::mem::swap(self, others);
-            return;
-        }
-        let begin = self.begin();
-        self.bodies.drain(..begin);
-        self.ends.drain(..self.taken);
-        self.ends.iter_mut().for_each(|end| *end -= begin);
-        self.taken = 0;
-        let base = self.bodies.len();
-        self.bodies.append(&mut others.bodies);
-        self.ends.extend(others.ends.drain(..).map(|end| end + base));
-    }
-
-    /// Makes room for others, where all were taken out.
-    fn clear(&mut self) {
-        if self.bodies.capacity() > KEPT_BYTES_MAX {
-            *self = Self::default();
-        }
-        self.bodies.clear();
-        self.ends.clear();
-        self.taken = 0;
-    }
-}
-
-impl Shared {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for as long as that holds, and no longer than `time_max`.
-    fn wait<'a>(
-        &self,
-        queue: MutexGuard<'a, Queue>,
-        time_max: Duration,
-        holds: impl Fn(&Queue) -> bool,
-    ) -> MutexGuard<'a, Queue> {
-        let waited = self.came.wait_timeout_while(queue, time_max, |queue| holds(queue));
-        waited.unwrap_or_else(PoisonError::into_inner).0
-    }
+    queue: Queue,
 }
 
 impl Sink {
@@ -170,10 +86,10 @@ impl Sink {
         let places = settings.queue_records_max;
         let shared = Arc::new(Shared {
             slots: Semaphore::new(places).into(),
+            in_stock: (0..spread::places()).map(|_| Apart::default()).collect(),
             failing: AtomicBool::new(false),
             dropped: AtomicU64::new(0),
-            queue: Apart::default(),
-            came: Condvar::new(),
+            queue: Queue::new(),
         });
         let writer = Writer {
             name,
@@ -185,7 +101,7 @@ impl Sink {
             keys,
             link: start.link,
             output: start.output,
-            taken: Records::default(),
+            taken: Taken::new(),
             waiting: vec![],
             lines: vec![],
             done_bytes: 0,
@@ -210,8 +126,7 @@ impl Sink {
         if self.on_full == OnFull::Refuse && self.shared.failing.load(Ordering::Acquire) {
             return Err(Full(self.name));
         }
-        if let Ok(slot) = self.shared.slots.try_acquire() {
-            slot.forget();
+        if self.take_slot() {
             return Ok(true);
         }
         match self.on_full {
@@ -230,6 +145,25 @@ impl Sink {
         }
     }
 
+    fn take_slot(&self) -> bool {
+        let Shared { slots, in_stock, .. } = &*self.shared;
+        // What is in stock would still be given when nobody writes records any more.
+        if slots.is_closed() {
+            return false;
+        }
+        let stock = &in_stock[here()];
+        if stock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return true;
+        }
+        let plenty = self.places >= AT_ONCE_PLACES_MIN && slots.available_permits() * 2 > self.places;
+        if plenty && let Ok(taken) = slots.try_acquire_many(AT_ONCE) {
+            taken.forget();
+            stock.fetch_add(AT_ONCE as usize - 1, Ordering::Relaxed);
+            return true;
+        }
+        slots.try_acquire().map(SemaphorePermit::forget).is_ok()
+    }
+
     /// Takes a place for one record where more than half of the queue is free.
     pub(super) fn try_reserve(&self) -> bool {
         if self.shared.slots.available_permits() * 2 <= self.places {
@@ -243,39 +177,21 @@ impl Sink {
         self.shared.slots.add_permits(1);
     }
 
-    /// Sends the body of a record for which a place was taken.
-    pub(super) fn send(&self, body: &[u8]) {
-        let mut queue = self.shared.queue();
-        if queue.closed {
+    /// Sends the record that this writes, for which a place was taken.
+    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        if !self.shared.queue.push(write) {
             tracing::error!(target: "keyfold::audit", sink = self.name, "a record came after the sink was closed");
-            return;
-        }
-        queue.records.push(body);
-        if std::mem::take(&mut queue.idle) {
-            drop(queue);
-            self.shared.came.notify_one();
         }
     }
 
     /// Waits until all that was sent is durable. False where the sink cannot write; always true where it may drop.
     pub(super) async fn durable(&self) -> bool {
-        let written = {
-            let (answer, written) = oneshot::channel();
-            let mut queue = self.shared.queue();
-            // Of an ended thread the answer is dropped, which is one too.
-            if !queue.closed {
-                queue.waiting.push(answer);
-            }
-            written
-        };
-        self.shared.came.notify_one();
-        written.await.unwrap_or(false) || self.on_full == OnFull::DropAndCount
+        self.shared.queue.ask().await.unwrap_or(false) || self.on_full == OnFull::DropAndCount
     }
 
     /// Writes what is there, seals it and ends the thread. Blocks.
     pub(super) fn close(&self) {
-        self.shared.queue().closing = true;
-        self.shared.came.notify_one();
+        self.shared.queue.ask_to_close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             let _ = thread.join();
@@ -305,7 +221,7 @@ struct Writer {
     link: Link,
     output: Box<dyn Output>,
     /// Records that are to be chained.
-    taken: Records,
+    taken: Taken,
     /// Who waits until these are durable.
     waiting: Vec<oneshot::Sender<bool>>,
     /// Lines that are chained; the first `done_bytes` of them are written.
@@ -346,23 +262,14 @@ impl Writer {
         }
     }
 
-    /// Waits for something to do, and takes all that has come: who waits is told of what he sent before. True at the end.
+    /// Waits for something to do, and takes all that has come. True at the end.
     fn gather(&mut self) -> bool {
-        let failing = self.shared.failing.load(Ordering::Acquire);
-        let asked = |queue: &Queue| queue.closing || !queue.waiting.is_empty();
-        let mut queue = self.shared.queue();
-        queue.idle = !failing;
-        let patience = if failing { RETRY } else { SYNC_EVERY };
-        queue = self
-            .shared
-            .wait(queue, patience, |queue| !asked(queue) && (failing || queue.records.left() == 0));
-        queue.idle = false;
-        if !failing && queue.records.left() > 0 {
-            queue = self.shared.wait(queue, GATHER, |queue| !asked(queue));
-        }
-        self.taken.append(&mut queue.records);
-        self.waiting.append(&mut queue.waiting);
-        queue.closing
+        let patience = if self.shared.failing.load(Ordering::Acquire) {
+            Patience::Retry(RETRY)
+        } else {
+            Patience::Records { first: SYNC_EVERY, more: GATHER }
+        };
+        self.shared.queue.gather(patience, &mut self.taken, &mut self.waiting)
     }
 
     fn event(&mut self, event: &str, number: Option<(Member, u64)>) {
@@ -381,15 +288,15 @@ impl Writer {
     fn write(&mut self) -> io::Result<()> {
         loop {
             self.write_lines()?;
-            if self.taken.left() == 0 {
-                return Ok(());
-            }
             while self.lines.len() < WRITE_BYTES
                 && let Some(body) = self.taken.take_one()
             {
                 self.link.add(&self.keys, &mut self.lines, body);
                 self.records += 1;
                 self.unsealed += 1;
+            }
+            if self.records == 0 {
+                return Ok(());
             }
         }
     }
@@ -483,10 +390,7 @@ impl Drop for Writer {
     /// However the thread ends, nobody is left to wait for it, and no place is given any more.
     fn drop(&mut self) {
         self.shared.slots.close();
-        let mut queue = self.shared.queue();
-        queue.closed = true;
-        queue.waiting.clear();
-        let lost = queue.records.left();
+        let lost = self.shared.queue.close();
         if lost > 0 {
             tracing::error!(target: "keyfold::audit", sink = self.name, lost, "records could not be written before the end");
         }
@@ -614,21 +518,33 @@ mod tests {
     }
 
     #[test]
-    fn records_are_taken_out_in_the_order_in_which_they_came() {
-        let (mut taken, mut queue) = (Records::default(), Records::default());
-        let mut out = vec![];
-        for round in 0..4_u8 {
-            (0..3).for_each(|n| queue.push(&vec![b'a' + round * 3 + n; usize::from(n) + 1]));
-            taken.append(&mut queue);
-            assert_eq!(queue.left(), 0);
-            // One more is left over each time.
-            (0..2).for_each(|_| out.extend_from_slice(taken.take_one().unwrap()));
-        }
-        while let Some(body) = taken.take_one() {
-            out.extend_from_slice(body);
-        }
-        assert_eq!(out, b"abbcccdeefffghhiiijkklll");
-        assert_eq!(taken.left(), 0);
+    fn a_large_queue_gives_all_of_its_places_and_no_more() {
+        let audit = || audit(&Bounded::default(), OnFull::Refuse, AT_ONCE_PLACES_MIN);
+        let alone = audit();
+        assert_eq!((0..usize::MAX).take_while(|_| alone.sinks()[0].take_slot()).count(), AT_ONCE_PLACES_MIN);
+        alone.close();
+
+        let ended = audit();
+        assert!(ended.sinks()[0].take_slot());
+        ended.close();
+        assert!(
+            !ended.sinks()[0].take_slot(),
+            "places that were taken with it are left, and nobody writes records"
+        );
+
+        let shared = audit();
+        let sink = &shared.sinks()[0];
+        let given = |limit: usize| (0..limit).take_while(|_| sink.take_slot()).count();
+        // Some of these threads then keep places for themselves.
+        let elsewhere: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..20).map(|_| scope.spawn(|| given(3))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        let kept = spread::places() * (AT_ONCE as usize - 1);
+        let all = elsewhere + given(usize::MAX);
+        assert!(all <= AT_ONCE_PLACES_MIN && all >= AT_ONCE_PLACES_MIN - kept, "{all}");
+        assert!(!sink.take_slot());
+        shared.close();
     }
 
     #[tokio::test]

@@ -58,9 +58,9 @@ pub struct Options {
     pub otlp: Option<(OtlpOptions, OnFull)>,
     /// How many records may wait for each sink. Default 10,000.
     pub queue_records_max: usize,
-    /// After how many records a seal is written. Default 1,000.
+    /// After how many records a seal is written. Default 10,000.
     pub seal_records: u64,
-    /// After how many seconds with new records a seal is written. Default 60.
+    /// After how many seconds with new records a seal is written. Default 10.
     pub seal_secs: u64,
     /// How many calls a second without a valid credential have a record of their own; the others are counted.
     /// Default 10.
@@ -75,8 +75,8 @@ impl Default for Options {
             syslog: None,
             otlp: None,
             queue_records_max: 10_000,
-            seal_records: 1_000,
-            seal_secs: 60,
+            seal_records: 10_000,
+            seal_secs: 10,
             strangers_per_sec_max: 10,
         }
     }

@@ -31,7 +31,7 @@ READY_MS_MAX = 200
 # Of the requests a second without the audit, how many there are at least with it.
 AUDITED_MIN = 0.90
 # How often both are driven, for each kind of request of one start.
-AUDIT_TURNS = 6
+AUDIT_TURNS = 4
 STARTS = 5
 SERVE = ["serve", "--dev", "--listen", "127.0.0.1:0"]
 TICK_SECS = 1 / os.sysconf("SC_CLK_TCK")
@@ -114,7 +114,7 @@ def audit_costs(options, folder):
             without, audited = servers
             for (verb, size, plain), (_, _, recorded) in zip(scripts(without), scripts(audited)):
                 calls = [(without, f"/v1/{verb}", plain), (audited, f"/v1/{verb}", recorded)]
-                rounds.setdefault((verb, size), []).extend(rates_in_turn(calls))
+                rounds.setdefault((verb, size), []).extend(rates_in_turn(calls, options.secs))
         finally:
             for server in servers:
                 server.stop()
@@ -130,13 +130,13 @@ def audit_costs(options, folder):
     return missed
 
 
-def rates_in_turn(calls):
-    """Requests a second of each call, in turns of a second, now one before and now the other."""
+def rates_in_turn(calls, secs):
+    """Requests a second of each call, in turns, now one before and now the other."""
     for call in calls:
         drive(*call, 1)
     for number in range(AUDIT_TURNS):
         order = [0, 1] if number % 2 == 0 else [1, 0]
-        rates = {at: drive(*calls[at], 1)[1] for at in order}
+        rates = {at: drive(*calls[at], secs)[1] for at in order}
         yield [rates[0], rates[1]]
 
 

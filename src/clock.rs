@@ -74,9 +74,12 @@ impl Timestamp {
         let (second, ms) = (self.0.div_euclid(1_000), self.0.rem_euclid(1_000));
         let spelled = match SPELLED.get() {
             (last, spelled) if last == second => spelled,
-            _ => spell_second(second)?,
+            _ => {
+                let spelled = spell_second(second)?;
+                SPELLED.set((second, spelled));
+                spelled
+            }
         };
-        SPELLED.set((second, spelled));
         *text = *b"0000-00-00T00:00:00.000Z";
         text[..SECOND_BYTES].copy_from_slice(&spelled);
         write_digits(u16::try_from(ms).ok()?, &mut text[20..23]);

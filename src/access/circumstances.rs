@@ -10,11 +10,8 @@ use envelope::{ContextError, EncryptionContext};
 use super::Principal;
 use crate::audit::Who;
 
-/// The longest request id.
-pub const REQUEST_ID_BYTES_MAX: usize = 64;
-
-/// What names a request in log and audit. Lies where it is used: every call has one.
-pub type RequestId = ArrayString<REQUEST_ID_BYTES_MAX>;
+/// What names a request in log and audit, in 64 bytes at most. Lies where it is used: every call has one.
+pub type RequestId = ArrayString<64>;
 
 /// The circumstances of one call, as the edge has established them.
 #[derive(Debug, Default)]
@@ -38,7 +35,8 @@ impl Circumstances {
 
     /// The same call with other pairs.
     pub fn with_context(self: &Arc<Self>, context: ServiceContext) -> Self {
-        Self { call: Some(Arc::clone(self)), ..Self::new(self.request_id, self.source, context) }
+        let call = self.call.as_ref().unwrap_or(self);
+        Self { call: Some(Arc::clone(call)), ..Self::new(self.request_id, self.source, context) }
     }
 
     /// Who calls, for the record of a call that was refused before its tenant was known.
@@ -97,8 +95,9 @@ mod tests {
     fn a_call_with_other_pairs_is_the_same_call() {
         let call = Arc::new(Circumstances::default());
         let other = Arc::new(call.with_context(ServiceContext::default()));
-        assert!(!call.is_taken_over() && !other.is_taken_over());
-        other.take_over();
-        assert!(call.is_taken_over() && other.is_taken_over());
+        let third = Arc::new(other.with_context(ServiceContext::default()));
+        assert!(!call.is_taken_over() && !other.is_taken_over() && !third.is_taken_over());
+        third.take_over();
+        assert!(call.is_taken_over() && other.is_taken_over() && third.is_taken_over());
     }
 }

@@ -26,7 +26,7 @@ use crate::tenant::{PrincipalId, TenantId, Verb};
 
 pub use api_key::{NewApiKey, Pepper, is_api_key_id};
 pub use attributes::Attributes;
-pub use circumstances::{Circumstances, REQUEST_ID_BYTES_MAX, RequestId, ServiceContext};
+pub use circumstances::{Circumstances, RequestId, ServiceContext};
 pub use grant::{AdminOf, Decrypt, Encrypt, Explanation, Operate, Permit, PermitVerb, Rewrap};
 use rules::{Grant, Restriction, Role, Rules};
 

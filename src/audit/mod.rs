@@ -29,7 +29,7 @@ use crate::clock::Clock;
 use crate::tenant::{TenantId, Verb};
 use otlp::Otlp;
 use output::{FileOutput, Opened, Output, Syslog};
-use record::Record;
+use record::{RECORD_BYTES, Record};
 use sink::{Settings, Sink, Start};
 use strangers::Strangers;
 
@@ -111,11 +111,11 @@ struct Trail {
 impl Trail {
     /// Sends a record to the sinks that hold a place for it.
     fn record(&self, held: u8, record: &Record<'_>) {
-        if held.is_power_of_two() {
+        if held.is_power_of_two() && record.is_short() {
             // Where it will lie.
             return self.held(held).for_each(|sink| sink.send(|line| record.write(&self.keys, line)));
         }
-        let mut body = vec![];
+        let mut body = Vec::with_capacity(RECORD_BYTES);
         record.write(&self.keys, &mut body);
         self.held(held).for_each(|sink| sink.send(|line| line.extend_from_slice(&body)));
     }

@@ -1,9 +1,9 @@
 //! The queue of a sink: records wait in it until the sink's thread takes them.
 //!
-//! Each thread that sends has a lane of its own, in which a record is written where it will lie: nothing is allocated
-//! for it or copied, and threads that end calls at the same time do not wait for each other. A number that is drawn when
-//! a record is whole brings the lanes together again: of two calls of which one began when the other had ended, the
-//! records stand in that order.
+//! Threads that run at once have a lane each, in which a record is written where it will lie: nothing is allocated for
+//! it, and threads that end calls at the same time do not wait for each other. A number that is drawn when a record is
+//! whole brings the lanes together again: of two calls of which one began when the other had ended, the records stand in
+//! that order.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::spread::{Apart, here, places};
 
 /// How large an empty lane is kept for the records to come.
-const KEPT_BYTES_MAX: usize = 512 << 10;
+const KEPT_BYTES_MAX: usize = 256 << 10;
 
 /// Where senders put records, and the thread takes them from.
 pub(super) struct Queue {
@@ -62,12 +62,16 @@ struct Records {
 
 impl Records {
     fn push(&mut self, drawn: &AtomicU64, write: impl FnOnce(&mut Vec<u8>)) {
-        // What somebody has left who died of writing it.
-        self.bodies.truncate(self.ends.last().map_or(0, |(_, end)| *end));
+        self.drop_half();
         write(&mut self.bodies);
         // Not before it is whole: the thread waits for a number that was drawn.
         let number = drawn.fetch_add(1, Ordering::Relaxed);
         self.ends.push((number, self.bodies.len()));
+    }
+
+    /// Drops what somebody has left who died of writing it.
+    fn drop_half(&mut self) {
+        self.bodies.truncate(self.ends.last().map_or(0, |(_, end)| *end));
     }
 
     fn left(&self) -> usize {
@@ -92,6 +96,7 @@ impl Records {
 
     /// Takes all of the others behind its own, and lets go what was taken out.
     fn append(&mut self, others: &mut Self) {
+        others.drop_half();
         if self.left() == 0 {
             self.clear();
             std::mem::swap(self, others);
@@ -178,8 +183,8 @@ impl Queue {
         self.came.notify_one();
     }
 
-    /// Waits for something to do, and takes all that has come: who waits is told of what he sent before. True at the
-    /// end, when nothing can come any more.
+    /// Waits for something to do, and takes all that has come, and who waits: all that he sent before is taken with him.
+    /// True at the end, when nothing can come any more.
     pub(super) fn gather(
         &self,
         patience: Patience,
@@ -201,6 +206,7 @@ impl Queue {
                 }
             }
         }
+        // Before the lanes are looked into.
         waiting.append(&mut asked.waiting);
         let closing = asked.closing;
         drop(asked);
@@ -281,6 +287,7 @@ impl Taken {
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Barrier;
 
     use proptest::prelude::*;
 
@@ -392,30 +399,51 @@ mod tests {
         });
     }
 
-    #[tokio::test]
-    async fn who_asks_wakes_it_too_and_is_told_of_all_that_came_before() {
-        let queue = Queue::new();
+    #[test]
+    fn who_asks_wakes_it_too_and_is_told_of_all_that_he_sent_before() {
+        const THREADS: u64 = 4;
+        const EACH: u64 = 500;
         for patience in [FOR_EVER, Patience::Retry(Duration::MAX)] {
-            let (mut taken, mut waiting) = (Taken::new(), vec![]);
-            let (first, second) = (queue.ask(), queue.ask());
-            queue.gather(patience, &mut taken, &mut waiting);
-            assert_eq!(waiting.len(), 2);
-            for answer in waiting {
-                answer.send(true).unwrap();
-            }
-            assert_eq!((first.await, second.await), (Ok(true), Ok(true)));
+            let (queue, written) = (Queue::new(), Mutex::new(vec![]));
+            std::thread::scope(|scope| {
+                let senders: Vec<_> = (0..THREADS)
+                    .map(|place| {
+                        let (queue, written) = (&queue, &written);
+                        scope.spawn(move || {
+                            for record in place * EACH..(place + 1) * EACH {
+                                put(queue, place, record);
+                                assert_eq!(queue.ask().blocking_recv(), Ok(true));
+                                assert!(lock(written).contains(&record));
+                            }
+                        })
+                    })
+                    .collect();
+                scope.spawn(|| {
+                    let (mut taken, mut waiting, mut closing) = (Taken::new(), vec![], false);
+                    while !closing {
+                        closing = queue.gather(patience, &mut taken, &mut waiting);
+                        lock(&written).extend(take_all(&mut taken));
+                        for answer in waiting.drain(..) {
+                            assert!(answer.send(true).is_ok());
+                        }
+                    }
+                });
+                let ended: Vec<_> = senders.into_iter().map(|sender| sender.join().is_ok()).collect();
+                queue.ask_to_close();
+                assert_eq!(ended, [true; 4]);
+            });
+            let mut all = written.into_inner().unwrap();
+            all.sort_unstable();
+            assert_eq!(all, (0..THREADS * EACH).collect::<Vec<_>>(), "each of them once");
+            queue.close();
+            assert!(queue.ask().blocking_recv().is_err(), "the thread has ended");
         }
-        queue.close();
-        assert!(queue.ask().await.is_err(), "the thread has ended");
     }
 
     #[test]
     fn half_a_record_is_none() {
         let (queue, mut taken) = (Queue::new(), Taken::new());
-        for before in [vec![], vec![1]] {
-            for record in &before {
-                assert!(put(&queue, 0, *record));
-            }
+        let die = || {
             let died = catch_unwind(AssertUnwindSafe(|| {
                 queue.push_into(0, |line| {
                     line.extend_from_slice(b"999");
@@ -423,37 +451,50 @@ mod tests {
                 })
             }));
             assert!(died.is_err());
-            put(&queue, 0, 2);
-            queue.gather(AT_ONCE, &mut taken, &mut vec![]);
-            assert_eq!(take_all(&mut taken), [before, vec![2]].concat());
-        }
+        };
+        die();
+        put(&queue, 0, 1);
+        die();
+        queue.gather(AT_ONCE, &mut taken, &mut vec![]);
+        die();
+        put(&queue, 0, 2);
+        // The first one is there still: this comes behind it.
+        queue.gather(AT_ONCE, &mut taken, &mut vec![]);
+        assert_eq!(take_all(&mut taken), [1, 2]);
     }
 
     #[test]
     fn what_is_not_refused_at_the_end_is_taken() {
-        let (queue, mut taken) = (Queue::new(), Taken::new());
-        let sent: u64 = std::thread::scope(|scope| {
-            let senders: Vec<_> = (0..4)
+        const THREADS: u64 = 4;
+        let (queue, mut taken, begun) = (Queue::new(), Taken::new(), Barrier::new(5));
+        let mut sent: Vec<u64> = std::thread::scope(|scope| {
+            let senders: Vec<_> = (0..THREADS)
                 .map(|place| {
-                    let queue = &queue;
+                    let (queue, begun) = (&queue, &begun);
                     scope.spawn(move || {
-                        let mut sent = 0;
-                        while put(queue, place, sent) {
-                            sent += 1;
+                        let mut sent = vec![];
+                        for record in (place..).step_by(4) {
+                            if !put(queue, place, record) {
+                                break;
+                            }
+                            sent.push(record);
+                            if sent.len() == 100 {
+                                begun.wait();
+                            }
                         }
                         sent
                     })
                 })
                 .collect();
-            // So that none of them ends before it has begun.
-            while queue.lanes[..4].iter().any(|lane| lock(lane).records.left() == 0) {
-                std::thread::yield_now();
-            }
+            begun.wait();
             queue.ask_to_close();
             assert!(queue.gather(FOR_EVER, &mut taken, &mut vec![]));
-            senders.into_iter().map(|sender| sender.join().unwrap()).sum()
+            senders.into_iter().flat_map(|sender| sender.join().unwrap()).collect()
         });
-        assert_eq!(take_all(&mut taken).len() as u64, sent);
+        let mut all = take_all(&mut taken);
+        all.sort_unstable();
+        sent.sort_unstable();
+        assert_eq!(all, sent);
         assert_eq!((taken.left(), queue.close()), (0, 0));
     }
 }

@@ -30,7 +30,6 @@ pub(super) struct Record<'a> {
     pub(super) code: &'static str,
     /// What went wrong, for operators.
     pub(super) reason: &'a str,
-    /// Of characters that need no escape: others are not taken over from clients.
     pub(super) request_id: &'a str,
     pub(super) source: Option<IpAddr>,
     /// None where nobody is known.
@@ -109,7 +108,15 @@ impl Details {
     }
 }
 
+/// What most records have room in.
+pub(super) const RECORD_BYTES: usize = 768;
+
 impl Record<'_> {
+    /// Whether it is one of those that have no lists. Others may take a while to write, for which no lock is held.
+    pub(super) fn is_short(&self) -> bool {
+        self.items.is_none() && self.asked.is_none_or(Asked::is_nothing)
+    }
+
     /// Appends what follows the number in the record's line, up to the code with which the chain closes it.
     pub(super) fn write(&self, keys: &Keys, line: &mut Vec<u8>) {
         let mut object = Object::begin(line, self.event, self.time);
@@ -122,7 +129,7 @@ impl Record<'_> {
         if let Some(source) = self.source {
             object.quoted(member!("source"), |line| write_address(line, source));
         }
-        object.some_word(member!("request_id"), self.request_id);
+        object.some_text(member!("request_id"), self.request_id);
         let tenant = self.tenant.map_or("", TenantId::as_str);
         object.some_word(member!("tenant"), tenant);
         if let Some(id) = self.change_id {

@@ -92,7 +92,7 @@ pub(in crate::http) struct Arrival {
 impl Arrival {
     /// As the outermost layer has put it into a request.
     pub(in crate::http) fn of(request: &Request) -> Self {
-        let id = request.headers().get(REQUEST_ID).and_then(|id| written(id.as_bytes()));
+        let id = request.headers().get(REQUEST_ID).and_then(acceptable);
         Self { id: id.unwrap_or_default(), source: Source::of(request.extensions()) }
     }
 

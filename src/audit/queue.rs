@@ -441,6 +441,28 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_while_the_lanes_are_looked_into_is_told_the_next_time() {
+        let queue = Queue::new();
+        put(&queue, 0, 1);
+        std::thread::scope(|scope| {
+            let last = lock(&queue.lanes[places() - 1]);
+            let gathering = scope.spawn(|| {
+                let (mut taken, mut waiting) = (Taken::new(), vec![]);
+                queue.gather(Patience::Retry(Duration::ZERO), &mut taken, &mut waiting);
+                (take_all(&mut taken), waiting.len())
+            });
+            while lock(&queue.lanes[0]).records.left() > 0 {
+                std::thread::yield_now();
+            }
+            // Behind the thread's back.
+            put(&queue, 0, 2);
+            let _told = queue.ask();
+            drop(last);
+            assert_eq!(gathering.join().unwrap(), (vec![1], 0));
+        });
+    }
+
+    #[test]
     fn half_a_record_is_none() {
         let (queue, mut taken) = (Queue::new(), Taken::new());
         let die = || {

@@ -132,8 +132,7 @@ def audit_costs(options, folder):
 
 def rates_in_turn(calls, secs):
     """Requests a second of each call, in turns, now one before and now the other."""
-    for call in calls:
-        drive(*call, 1)
+    warm_up(*calls)
     for number in range(AUDIT_TURNS):
         order = [0, 1] if number % 2 == 0 else [1, 0]
         rates = {at: drive(*calls[at], secs)[1] for at in order}
@@ -152,10 +151,14 @@ def scripts(keyfold):
 
 def turn(first, second, secs):
     """Drives two servers one after the other: each one's CPU seconds for a request, and its requests a second."""
-    # What is compiled, cached or connected at first use is not what a request costs.
-    for call in (first, second):
-        drive(*call, 1)
+    warm_up(first, second)
     return drive(*first, secs), drive(*second, secs)
+
+
+def warm_up(*calls):
+    """What is compiled, cached or connected at first use is not what a request costs."""
+    for call in calls:
+        drive(*call, 1)
 
 
 def middle(ratios):

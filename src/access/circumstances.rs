@@ -53,12 +53,16 @@ impl Circumstances {
 
     /// An operation has taken the call over, and will record it.
     pub fn take_over(&self) {
-        self.call.as_deref().unwrap_or(self).recorded.store(true, Ordering::Relaxed);
+        self.recorded().store(true, Ordering::Relaxed);
     }
 
     /// Whether an operation has taken the call over.
     pub fn is_taken_over(&self) -> bool {
-        self.call.as_deref().unwrap_or(self).recorded.load(Ordering::Relaxed)
+        self.recorded().load(Ordering::Relaxed)
+    }
+
+    fn recorded(&self) -> &AtomicBool {
+        &self.call.as_deref().unwrap_or(self).recorded
     }
 }
 

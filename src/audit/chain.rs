@@ -72,15 +72,15 @@ impl Keys {
         json!({"hash": self.value_hash(tenant, name, value)})
     }
 
-    /// The same, as it stands in a line after its name.
+    /// The same, as it stands in a line.
     pub(super) fn write_shown(&self, tenant: &str, name: &str, value: &str, line: &mut Vec<u8>) {
         if self.is_public(name) {
-            line.extend_from_slice(b":{\"value\":");
+            line.extend_from_slice(b"{\"value\":");
             write_text(line, value);
             line.push(b'}');
             return;
         }
-        line.extend_from_slice(b":{\"hash\":\"");
+        line.extend_from_slice(b"{\"hash\":\"");
         write_hex(&self.hashed(tenant, name, value), line);
         line.extend_from_slice(b"\"}");
     }

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use arrayvec::ArrayVec;
 use envelope::{DataKeyId, EncryptionContext};
 use serde_json::{Value, json};
 
@@ -224,6 +223,7 @@ impl Object<'_> {
         for (name, value) in pairs {
             self.0.push(before);
             write_text(self.0, name);
+            self.0.push(b':');
             keys.write_shown(tenant, name, value, self.0);
             before = b',';
         }
@@ -264,43 +264,24 @@ fn write_address(line: &mut Vec<u8>, address: IpAddr) {
         line.extend_from_slice(address.to_string().as_bytes());
         return;
     };
-    let mut text = ArrayVec::<u8, IPV4_BYTES_MAX>::new();
-    for octet in address.octets() {
-        if octet >= 100 {
-            text.push(b'0' + octet / 100);
+    for (at, octet) in address.octets().into_iter().enumerate() {
+        if at > 0 {
+            line.push(b'.');
         }
-        if octet >= 10 {
-            text.push(b'0' + octet / 10 % 10);
-        }
-        text.push(b'0' + octet % 10);
-        text.push(b'.');
+        write_number(line, octet.into());
     }
-    text.pop();
-    line.extend_from_slice(&text);
 }
 
-/// With a dot behind each number.
-const IPV4_BYTES_MAX: usize = "255.255.255.255.".len();
-
-/// In quotes.
+/// In quotes. Most text has nothing to escape, and that is found out for many bytes at once.
 pub(super) fn write_text(line: &mut Vec<u8>, text: &str) {
-    if is_plain(text) {
+    let escaped = text.bytes().map(|byte| u8::from(byte < b' ' || byte == b'"' || byte == b'\\'));
+    if escaped.fold(0, |any, one| any | one) == 0 {
         line.push(b'"');
         line.extend_from_slice(text.as_bytes());
         line.push(b'"');
     } else {
-        write_escaped(line, text);
+        let _ = serde_json::to_writer(line, text);
     }
-}
-
-/// Whether there is nothing to escape, as in most texts: that is found out for many bytes at once.
-fn is_plain(text: &str) -> bool {
-    let escaped = text.bytes().map(|byte| u8::from(byte < b' ' || byte == b'"' || byte == b'\\'));
-    escaped.fold(0, |any, one| any | one) == 0
-}
-
-fn write_escaped(line: &mut Vec<u8>, text: &str) {
-    let _ = serde_json::to_writer(line, text);
 }
 
 #[expect(clippy::inline_always, reason = "a name is copied without a call only where its length is known")]
@@ -315,12 +296,8 @@ impl<'a> Object<'a> {
 
     #[inline(always)]
     pub(super) fn text(&mut self, name: Member, text: &str) {
-        if is_plain(text) {
-            self.quoted(name, |line| line.extend_from_slice(text.as_bytes()));
-        } else {
-            self.name(name);
-            write_escaped(self.0, text);
-        }
+        self.name(name);
+        write_text(self.0, text);
     }
 
     /// Text in which JSON has nothing to escape: words of this service's own, and names that are slugs.

@@ -155,7 +155,7 @@ impl Sink {
         if stock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
             return true;
         }
-        let plenty = self.places >= AT_ONCE_PLACES_MIN && slots.available_permits() * 2 > self.places;
+        let plenty = self.places >= AT_ONCE_PLACES_MIN && self.is_half_free();
         if plenty && let Ok(taken) = slots.try_acquire_many(AT_ONCE) {
             taken.forget();
             stock.fetch_add(AT_ONCE as usize - 1, Ordering::Relaxed);
@@ -166,10 +166,11 @@ impl Sink {
 
     /// Takes a place for one record where more than half of the queue is free.
     pub(super) fn try_reserve(&self) -> bool {
-        if self.shared.slots.available_permits() * 2 <= self.places {
-            return false;
-        }
-        self.shared.slots.try_acquire().map(SemaphorePermit::forget).is_ok()
+        self.is_half_free() && self.take_slot()
+    }
+
+    fn is_half_free(&self) -> bool {
+        self.shared.slots.available_permits() * 2 > self.places
     }
 
     /// Gives back a place that was taken.

@@ -171,7 +171,7 @@ const GUARDED: &[Guarded] = &[
     // What single calls go through; base64 is slower, and knows more alphabets.
     Guarded("base64_turbo", &["http"]),
     Guarded("smol_str", &["tenant", "http"]),
-    Guarded("arrayvec", &["access", "audit"]),
+    Guarded("arrayvec", &["access"]),
     Guarded("tracing_subscriber", &["telemetry"]),
     Guarded("mimalloc", &["main"]),
     Guarded("zeroizing_alloc", &["main"]),
